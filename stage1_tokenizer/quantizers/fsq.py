@@ -1,0 +1,63 @@
+"""FSQ: finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505). No codebook, no losses, no parameters."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
+
+# the paper's levels for a budget of about as many codes (its table 1; 1000, 4375, 15360, 64000 codes)
+LEVELS = {
+    256: (8, 6, 5),
+    1024: (8, 5, 5, 5),
+    4096: (7, 5, 5, 5, 5),
+    16384: (8, 8, 8, 6, 5),
+    65536: (8, 8, 8, 5, 5, 5),
+}
+
+
+class FSQ(Quantizer):
+    """Every channel is bounded by a tanh and rounded to `levels[j]` values; the index is the mixed-radix number.
+
+    Give `levels`, or a `codebook_size` of the paper's table. The levels decide the dim: one channel each. As in the
+    paper's code an even number of levels lies half a step off centre, so two levels mean -1 and 0. Float32 throughout:
+    rounding in bfloat16 leaves the range.
+    """
+
+    radix: Tensor
+    level: Tensor
+
+    def __init__(self, levels: Sequence[int] | None = None, codebook_size: int | None = None) -> None:
+        if (levels is None) == (codebook_size is None):
+            raise ValueError("FSQ: give either levels or codebook_size")
+        if levels is None:
+            if codebook_size not in LEVELS:
+                known = ", ".join(map(str, LEVELS))
+                raise ValueError(f"FSQ: codebook_size {codebook_size!r} has no published levels; give levels, or {known}")
+            levels = LEVELS[codebook_size]
+        if not levels or min(levels) < 2:
+            raise ValueError(f"FSQ: levels {list(levels)}; every channel needs at least 2")
+        super().__init__(len(levels), [math.prod(levels)])
+        radix = [math.prod(levels[:j]) for j in range(len(levels))]
+        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        self.register_buffer("level", torch.tensor(list(levels)), persistent=False)
+
+    def bound(self, z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """z squashed so that rounding gives exactly `levels` values per channel (the paper's appendix A.1)."""
+        half = (self.level - 1).to(z.dtype) * (1 + 1e-3) / 2
+        offset = (self.level % 2 == 0).to(z.dtype) / 2
+        return (z + (offset / half).atanh()).tanh() * half - offset
+
+    def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
+        bounded = self.bound(z)
+        half = self.level // 2
+        indices = ((bounded.detach().round().long() + half) * self.radix).sum(1, keepdim=True)
+        return QuantizerOutput(straight_through(bounded / half, self.dequantize(indices).to(z.dtype)), indices, {})
+
+    def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
+        half = self.level // 2
+        return (indices // self.radix % self.level - half) / half
