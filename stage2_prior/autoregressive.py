@@ -1,0 +1,109 @@
+"""The autoregressive prior: token after token in raster order, the class in front (LlamaGen, Sun et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stage2_prior.prior import Noise, Prior, resolve_shape
+from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
+
+
+class AutoregressivePrior(Prior):
+    """Causal trunk: the class place predicts the first token, every token the next one.
+
+    Args: sizes, scales, image_size: the TokenSpec. size, depth, width, heads: a name in SIZES, any number replaced.
+    label_smoothing: of the loss, not of validation bits. class_dropout: share of the labels replaced by the null class,
+    for guidance. dropout: of the blocks' branches.
+    """
+
+    options_type: ClassVar[type[SamplingOptions]] = ARSampling
+
+    @register_to_config
+    def __init__(
+        self,
+        sizes: list[int],
+        scales: list[list[int]],
+        image_size: list[int],
+        num_classes: int,
+        size: str = "nano",
+        depth: int | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        registers: int = 1,
+        label_smoothing: float = 0.0,
+        class_dropout: float = 0.1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        shape = resolve_shape(size, depth, width, heads)
+        self._build(sizes, scales, image_size, num_classes, shape, causal=True, registers=registers, dropout=dropout)
+
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
+        return self._common_noise(global_batch_size, generator)
+
+    def loss_count(self, noise: Noise) -> int:
+        """Every position is scored, with all of its indices."""
+        return len(noise["class_drop"]) * self.spec.t * self.spec.d
+
+    def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
+        features = self._features(tokens, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
+        return self.codes.cross_entropy(features.flatten(0, 1), tokens.flatten(0, 1), self.config["label_smoothing"]).sum()
+
+    @torch.no_grad()
+    def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
+        """The exact negative log-likelihood in bits; no noise enters."""
+        nats = self.codes.cross_entropy(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
+        return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Sequence[int] | Int[Tensor, " b"],
+        options: ARSampling,
+        seeds: Sequence[int],
+        given: Int[Tensor, "b t d"] | None = None,
+        trace: bool = False,
+        progress: Progress | None = None,
+    ) -> Samples:
+        classes, given = self._request(labels, seeds, given)
+        return sample_autoregressive(CachedLogits(self, classes), given, options, seeds, trace, progress)
+
+    def _features(
+        self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], seeds: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b t f"]:
+        return self.trunk(self.codes.embed(tokens[:, :-1]), labels, seeds)
+
+
+class CachedLogits:
+    """Logits of the next token, keys and values kept: each call feeds what a branch has not seen yet.
+
+    The conditional and the unconditional branch share one storage and one pass while they are equally long; a branch that
+    was left out for some steps, its guidance scale being 1 or 0, catches up in one pass when it is needed again.
+    """
+
+    def __init__(self, prior: AutoregressivePrior, labels: Int[Tensor, " b"]) -> None:
+        self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
+        self.cache = prior.trunk.empty_cache(self.labels, prior.spec.t - 1)
+        self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
+        self.lengths = {True: 0, False: 0}
+
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n k"]]:
+        if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
+            features = self._extend(tokens.repeat(2, 1, 1), slice(None), self.lengths[True])
+        else:
+            features = torch.cat([self._extend(tokens, self.rows[branch], self.lengths[branch]) for branch in branches])
+        for branch in branches:
+            self.lengths[branch] = self.prior.trunk.prefix + tokens.shape[1]
+        return self.prior.codes.logits(features)
+
+    def _extend(self, tokens: Tensor, rows: slice, length: int) -> Tensor:
+        seen = max(length - self.prior.trunk.prefix, 0)
+        x = self.prior.codes.embed(tokens[:, seen:])
+        return self.prior.trunk.extend(x, self.labels[rows], self.cache.part(rows, length))

@@ -1,0 +1,121 @@
+"""MaskGIT: predict all masked tokens at once, seen from all visible ones (Chang et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pipeline.core.errors import UserError
+from stage2_prior.prior import Noise, Prior, resolve_shape
+from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
+from stage2_prior.schedules import MASK_SCHEDULES, mask_counts
+
+
+class MaskGITPrior(Prior):
+    """Bidirectional trunk, loss on masked positions only.
+
+    Args: sizes, scales, image_size: the TokenSpec. size, depth, width, heads: a name in SIZES, any number replaced.
+    schedule: of the masked share in training (MASK_SCHEDULES). label_smoothing: of the loss, not of validation bits.
+    class_dropout: share of the labels replaced by the null class, for guidance. dropout: of the blocks' branches.
+    """
+
+    options_type: ClassVar[type[SamplingOptions]] = MaskGITSampling
+
+    @register_to_config
+    def __init__(
+        self,
+        sizes: list[int],
+        scales: list[list[int]],
+        image_size: list[int],
+        num_classes: int,
+        size: str = "nano",
+        depth: int | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        registers: int = 1,
+        schedule: str = "arccos",
+        label_smoothing: float = 0.1,
+        class_dropout: float = 0.1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if schedule not in MASK_SCHEDULES:
+            raise UserError(f"prior.schedule: {schedule}; choose one of {', '.join(MASK_SCHEDULES)}")
+        shape = resolve_shape(size, depth, width, heads)
+        self._build(sizes, scales, image_size, num_classes, shape, causal=False, registers=registers, dropout=dropout)
+        self.mask = nn.Parameter(0.02 * torch.randn(shape.width))
+
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
+        """Masked counts from one stratified uniform per sample, and priorities: the smallest ones are masked."""
+        offsets = (torch.arange(global_batch_size) + torch.rand((), generator=generator)) / global_batch_size
+        level = offsets.frac()[torch.randperm(global_batch_size, generator=generator)]
+        return {
+            "level": level,
+            "count": mask_counts(level, self.spec.t, self.config["schedule"]),
+            "priority": torch.rand(global_batch_size, self.spec.t, generator=generator),
+            **self._common_noise(global_batch_size, generator),
+        }
+
+    def loss_count(self, noise: Noise) -> int:
+        """Masked positions of these rows, times the indices that each has."""
+        return int(noise["count"].sum()) * self.spec.d
+
+    def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
+        masked = smallest(noise["priority"], noise["count"])
+        features = self._features(tokens, masked, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
+        return self.codes.cross_entropy(features[masked], tokens[masked], self.config["label_smoothing"]).sum()
+
+    @torch.no_grad()
+    def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
+        """An unbiased estimate of the order-agnostic bound (Uria et al. 2014, Hoogeboom et al. 2022), in bits.
+
+        -log p(x) <= t E[1/n sum over masked of -log p(x_i | visible)], n uniform on 1 .. t: over many rows the mean is
+        the bound; one row's estimate is noisy, and the same noise gives the same number.
+        """
+        t = self.spec.t
+        counts = (noise["level"].double() * t).long().clamp(max=t - 1) + 1
+        masked = smallest(noise["priority"], counts)
+        nats = self.codes.cross_entropy(self._features(tokens, masked, labels)[masked], tokens[masked]).double()
+        sums = nats.new_zeros(len(tokens)).index_add(0, masked.nonzero()[:, 0], nats)
+        return (sums * t / counts / math.log(2)).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Sequence[int] | Int[Tensor, " b"],
+        options: MaskGITSampling,
+        seeds: Sequence[int],
+        given: Int[Tensor, "b t d"] | None = None,
+        trace: bool = False,
+        progress: Progress | None = None,
+    ) -> Samples:
+        classes, given = self._request(labels, seeds, given)
+
+        def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> list[Tensor]:
+            n = len(branches)
+            tokens, masked, positions = tokens.repeat(n, 1, 1), masked.repeat(n, 1), positions.repeat(n, 1)
+            features = self._features(tokens, masked, self._branch_labels(classes[rows], branches))
+            return self.codes.logits(features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1])))
+
+        return sample_maskgit(logits, given, self.spec.scales, options, seeds, trace, progress)
+
+    def _features(
+        self,
+        tokens: Int[Tensor, "b t d"],
+        masked: Bool[Tensor, "b t"],
+        labels: Int[Tensor, " b"],
+        seeds: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b t f"]:
+        x = self.codes.embed(tokens.masked_fill(masked[..., None], 0))
+        return self.trunk(torch.where(masked[..., None], self.mask, x), labels, seeds)[:, 1:]
+
+
+def smallest(priority: Float[Tensor, "b t"], count: Int[Tensor, " b"]) -> Bool[Tensor, "b t"]:
+    """Marks the `count` smallest of every row, exactly, ties or not."""
+    return priority.argsort(dim=1).argsort(dim=1) < count[:, None]

@@ -1,0 +1,108 @@
+"""In which order MaskGIT's sampler reveals tokens: a table of scores, lowest first.
+
+Orders that do not look at the sampled value (all but "confidence") reproduce the model's joint distribution exactly when
+one token is revealed per step; "confidence" (the MaskGIT paper's) prefers likely values and is biased by design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What an order may look at: m still masked positions of each of r samples.
+
+    `logits`: guided logits, float32, one "r m k" per index. `values`: the tokens drawn for these positions.
+    `choice`: uniform noise of this step. `choice_temperature`: of each sample at this step.
+    `uniform`, `halton`: priorities that a position keeps for the whole of the sampling.
+    """
+
+    logits: list[Float[Tensor, "r m k"]]
+    values: Int[Tensor, "r m d"]
+    choice: Float[Tensor, "r m"]
+    choice_temperature: Float[Tensor, "r 1"]
+    uniform: Float[Tensor, "r m"]
+    halton: Float[Tensor, "r m"]
+
+
+def gumbel(uniform: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Standard Gumbel noise from uniform noise in float32, always finite."""
+    tiny = torch.finfo(torch.float32).tiny
+    return -torch.log(-torch.log(uniform.clamp(tiny, 1 - 2**-24)))
+
+
+def _confidence(candidates: Candidates) -> Tensor:
+    likelihood = sum(
+        logits.gather(-1, candidates.values[..., j : j + 1]).squeeze(-1) - logits.logsumexp(-1)
+        for j, logits in enumerate(candidates.logits)
+    )
+    return -(likelihood + candidates.choice_temperature * gumbel(candidates.choice))
+
+
+def _entropy(candidates: Candidates) -> Tensor:
+    total = torch.zeros_like(candidates.choice)
+    for logits in candidates.logits:
+        log_probs = logits.log_softmax(-1)
+        total -= (log_probs.exp() * log_probs).sum(-1)
+    return total
+
+
+def _maxprob(candidates: Candidates) -> Tensor:
+    total = torch.zeros_like(candidates.choice)
+    for logits in candidates.logits:
+        total -= logits.amax(-1) - logits.logsumexp(-1)
+    return total
+
+
+ORDERS: dict[str, Callable[[Candidates], Tensor]] = {
+    "confidence": _confidence,
+    "random": lambda candidates: candidates.uniform,
+    "halton": lambda candidates: candidates.halton,
+    "entropy": _entropy,
+    "maxprob": _maxprob,
+}
+
+
+@lru_cache(maxsize=64)
+def halton_ranks(h: int, w: int) -> Int[Tensor, "h w"]:
+    """When the low-discrepancy order visits each cell of a grid (Besnier et al. 2025): a permutation of 0 .. h w - 1.
+
+    The i-th point is (floor(Phi_2(i) h), floor(Phi_3(i) w)) for i = 1, 2, ..., cells seen before skipped, until all were.
+    """
+    ranks, seen, start, chunk = torch.full((h * w,), -1), 0, 1, 4 * h * w + 16
+    while seen < h * w:
+        points = torch.arange(start, start + chunk)
+        cells = (radical_inverse(points, 2) * h).long() * w + (radical_inverse(points, 3) * w).long()
+        for cell in cells.tolist():
+            if ranks[cell] < 0:
+                ranks[cell] = seen
+                seen += 1
+        start += chunk
+    return ranks.view(h, w)
+
+
+def radical_inverse(index: Int[Tensor, " n"], base: int) -> Float[Tensor, " n"]:
+    """The digits of the index in this base, mirrored at the point."""
+    result, digit = torch.zeros(index.shape, dtype=torch.float64), 1.0 / base
+    while index.any():
+        result += (index % base) * digit
+        index, digit = index // base, digit / base
+    return result
+
+
+def halton_priorities(scales: tuple[tuple[int, int], ...], shifts: Float[Tensor, "b 2"]) -> Float[Tensor, "b t"]:
+    """Halton ranks of all positions, coarse scales first, each grid rolled by a sample's own share of its size."""
+    priorities, before = [], 0
+    for h, w in scales:
+        y = (torch.arange(h) + (shifts[:, :1] * h).long()) % h
+        x = (torch.arange(w) + (shifts[:, 1:] * w).long()) % w
+        priorities.append(before + halton_ranks(h, w)[y[:, :, None], x[:, None, :]].flatten(1))
+        before += h * w
+    return torch.cat(priorities, dim=1).float()

@@ -1,0 +1,136 @@
+"""What a prior is: a model of token grids, one class label per image, that knows a TokenSpec and no tokenizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.core.config import did_you_mean
+from pipeline.core.errors import UserError
+from pipeline.core.token_spec import TokenSpec
+from stage2_prior.sampling import UNKNOWN, Progress, Samples, SamplingOptions
+from stage2_prior.transformer import SIZES, CodeTables, Shape, Transformer
+
+Noise = dict[str, Tensor]
+
+
+class Prior(ModelMixin, ConfigMixin, ABC):
+    """The interface of both priors: a loss in training, bits in validation, tokens in sampling.
+
+    Everything random in the loss comes in with `noise`, drawn for the global batch and handed out by rows; the loss is a sum
+    over scored positions, to be divided by `loss_count` of the global noise. So the split of a batch over processes and
+    accumulation steps changes nothing but the order of a sum.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    options_type: ClassVar[type[SamplingOptions]]
+
+    def _build(
+        self,
+        sizes: Sequence[int],
+        scales: Sequence[Sequence[int]],
+        image_size: Sequence[int],
+        num_classes: int,
+        shape: Shape,
+        *,
+        causal: bool,
+        registers: int,
+        dropout: float,
+    ) -> None:
+        values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
+        self.spec = TokenSpec.from_dict(values)
+        self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout)
+        self.codes = CodeTables(self.spec.sizes, shape.width)
+
+    @abstractmethod
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
+        """Whatever the loss of a global batch needs, on the CPU: tensors whose rows are the samples."""
+
+    @abstractmethod
+    def loss_count(self, noise: Noise) -> int:
+        """How many cross-entropies the loss of these rows sums."""
+
+    @abstractmethod
+    def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
+        """The SUM of the cross-entropies (nats, label smoothing included) over the scored positions of these rows."""
+
+    @abstractmethod
+    def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
+        """Bits of each image under the model, no smoothing, no dropout, labels never dropped."""
+
+    @abstractmethod
+    def sample(
+        self,
+        labels: Sequence[int] | Int[Tensor, " b"],
+        options: Any,
+        seeds: Sequence[int],
+        given: Int[Tensor, "b t d"] | None = None,
+        trace: bool = False,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Tokens of one image per label and seed; `given` holds tokens to keep, and UNKNOWN (-1) where to sample.
+
+        Raises UserError for a label outside the classes, or tokens that are not this prior's.
+        """
+
+    def _common_noise(self, batch_size: int, generator: torch.Generator) -> Noise:
+        return {
+            "class_drop": torch.rand(batch_size, generator=generator),
+            "dropout": torch.randint(-(2**31), 2**31, (batch_size,), generator=generator),
+        }
+
+    def _dropped_labels(self, labels: Tensor, noise: Noise) -> Tensor:
+        return labels.masked_fill(noise["class_drop"] < self.config["class_dropout"], self.config["num_classes"])
+
+    def _dropout_seeds(self, noise: Noise) -> Tensor | None:
+        return noise["dropout"] if self.training and self.config["dropout"] > 0 else None
+
+    def _branch_labels(self, labels: Tensor, branches: tuple[bool, ...]) -> Tensor:
+        """The labels of each branch in turn: the true ones where it is conditional, the null class where not."""
+        null = torch.full_like(labels, self.config["num_classes"])
+        return torch.cat([labels if conditional else null for conditional in branches])
+
+    def _request(self, labels: Sequence[int] | Tensor, seeds: Sequence[int], given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Labels and given tokens of a sampling request, checked, on the model's device."""
+        classes = torch.as_tensor(labels, device=self.device).long()
+        outside = classes[(classes < 0) | (classes >= self.config["num_classes"])].tolist()
+        if outside:
+            raise UserError(f"sample: class {outside[0]}; give a class from 0 to {self.config['num_classes'] - 1}")
+        if len(classes) != len(seeds):
+            raise UserError(f"sample: {len(classes)} labels and {len(seeds)} seeds; give one seed for every label")
+        shape = (len(classes), self.spec.t, self.spec.d)
+        if given is None:
+            return classes, torch.full(shape, UNKNOWN, device=self.device)
+        if tuple(given.shape) != shape:
+            raise UserError(f"sample: given tokens of shape {tuple(given.shape)}; this prior and request need {shape}")
+        given = given.to(self.device).long()
+        sizes = torch.tensor(self.spec.sizes, device=self.device)
+        unknown = given == UNKNOWN
+        if ((given < UNKNOWN) | (given >= sizes)).any():
+            raise UserError(f"sample: a given token outside {list(self.spec.sizes)}; use -1 for the tokens to sample")
+        if (unknown.any(-1) != unknown.all(-1)).any():
+            raise UserError("sample: a position that is given in part; give all of its indices, or -1 in all of them")
+        return classes, given
+
+
+def resolve_shape(size: str, depth: int | None, width: int | None, heads: int | None) -> Shape:
+    """The shape of a named size, any of its numbers replaced.
+
+    Raises UserError for an unknown name or a width that the heads and the rotary positions cannot divide.
+    """
+    if size not in SIZES:
+        raise UserError(f"prior.size: {size}; {did_you_mean(size, SIZES)}")
+    named = SIZES[size]
+    shape = Shape(depth or named.depth, width or named.width, heads or named.heads)
+    if shape.width % (4 * shape.heads):
+        raise UserError(f"prior.width: {shape.width}; with {shape.heads} heads give a multiple of {4 * shape.heads}")
+    return shape
