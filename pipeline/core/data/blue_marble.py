@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from pipeline.core.data.cache import build_once, write_split
+from pipeline.core.data.decode import encode_image
 from pipeline.core.data.images import ImageData, short_hash
-from pipeline.core.data.shapes import png_bytes
 from pipeline.core.errors import UserError
 
 PIXELS_PER_DEGREE = 15
@@ -41,30 +41,25 @@ class Stripes:
 
 STRIPES = {32: Stripes(cell=120, train=72, validation=80), 64: Stripes(cell=180, train=100, validation=108)}
 
-# west, east, south, north in degrees; a cell belongs to the first box that holds its centre
+# west, east, south, north in degrees; a cell belongs to the first box that holds its centre. Fourteen regions that a linear
+# probe on EfficientNet-Lite0 features can tell apart; with six more (brazil, india, east asia ...) it is right less often
 REGIONS: tuple[tuple[str, tuple[int, int, int, int]], ...] = (
     ("antarctica", (-180, 180, -90, -60)),
-    ("greenland_arctic", (-130, -10, 69, 90)),
-    ("greenland_arctic", (-60, -10, 58, 90)),
+    ("greenland_arctic", (-130, -10, 68, 90)),
+    ("greenland_arctic", (-60, -10, 58, 68)),
     ("caribbean", (-98, -58, 7, 25)),
     ("caribbean", (-84, -70, 25, 29)),
-    ("north_america", (-170, -50, 25, 75)),
-    ("amazon", (-76, -45, -15, 7)),
+    ("north_america", (-170, -50, 25, 68)),
+    ("amazon", (-76, -44, -15, 7)),
     ("andes_patagonia", (-82, -62, -57, 7)),
-    ("brazil", (-62, -30, -40, 7)),
     ("sahara", (-20, 36, 17, 36)),
     ("congo_sahel", (-20, 32, -14, 17)),
-    ("east_africa", (30, 52, -14, 15)),
-    ("southern_africa", (8, 52, -36, -14)),
     ("europe", (-12, 40, 36, 72)),
-    ("arabia_iran", (36, 66, 12, 39)),
-    ("tibet_himalaya", (70, 104, 26, 39)),
-    ("india", (64, 94, 4, 27)),
-    ("siberia", (40, 180, 53, 82)),
-    ("central_asia", (40, 120, 39, 53)),
-    ("east_asia", (94, 150, 21, 55)),
-    ("se_asia_islands", (90, 160, -11, 21)),
-    ("australia", (110, 180, -48, -10)),
+    ("arabia_iran", (36, 66, 12, 40)),
+    ("tibet_himalaya", (66, 104, 26, 40)),
+    ("siberia", (60, 180, 50, 82)),
+    ("se_asia_islands", (92, 160, -11, 21)),
+    ("australia", (110, 156, -45, -11)),
 )
 
 
@@ -77,7 +72,6 @@ class Place:
     longitude: int
     train: Int[np.ndarray, "n 2"]
     validation: Int[np.ndarray, "m 2"]
-    contrast: float
 
     @property
     def name(self) -> str:
@@ -111,7 +105,7 @@ def _build(photograph: Path, image_size: int, folder: Path) -> None:
         corners = np.concatenate([getattr(place, split) for place in places])
         labels = np.repeat(np.arange(len(places)), [len(getattr(place, split)) for place in places])
         crops = np.stack([earth[y:y + image_size, x:x + image_size] for x, y in corners])
-        write_split(folder / f"{split}.arrow", [{"bytes": png_bytes(crop), "path": None} for crop in crops],
+        write_split(folder / f"{split}.arrow", [{"bytes": encode_image(crop), "path": None} for crop in crops],
                     labels.tolist())
         contents += [crops.tobytes(), labels.tobytes()]
     about = {"names": names, "groups": groups, "fingerprint": short_hash(*contents)}
@@ -139,21 +133,38 @@ def find_places(earth: UInt8[np.ndarray, "y x 3"], image_size: int) -> list[Plac
             validation = _usable_corners(usable, np.array([west + stripes.validation]), VALIDATION_STRIDE)
             if region is None or len(train) < MIN_CROPS[0] or len(validation) < MIN_CROPS[1]:
                 continue
-            train, validation = _thin_out(train, MAX_CROPS[0]), _thin_out(validation, MAX_CROPS[1])
-            contrast = float(deviation[train[:, 1], train[:, 0]].mean())
-            places.append(Place(region, latitude, longitude, train + [0, top], validation + [0, top], contrast))
+            corners = (np.array(_thin_out(found, most)) + [0, top]  # noqa: RUF005 - arithmetic, no concatenation
+                       for found, most in zip((train, validation), MAX_CROPS, strict=True))
+            places.append(Place(region, latitude, longitude, *corners))
     return places
 
 
 def choose_places(places: list[Place], count: int = CLASSES) -> list[Place]:
-    """Choose `count` places, as evenly over the regions as they allow, those with the most crops and contrast first."""
-    by_region: dict[str, list[Place]] = {region: [] for region, _ in REGIONS}
-    for place in sorted(places, key=lambda place: (-len(place.train), -len(place.validation), -place.contrast)):
-        by_region[place.region].append(place)
-    ranked = [(rank, place) for region in by_region.values() for rank, place in enumerate(region)]
-    chosen = sorted(ranked, key=lambda pair: pair[0])[:count]
-    order = list(by_region)
-    return sorted((place for _, place in chosen), key=lambda p: (order.index(p.region), -p.latitude, p.longitude))
+    """Choose `count` places, as evenly over the regions as they allow; within a region spread over those with all crops.
+
+    A region that has too few places with all crops gives those with the most.
+    """
+    by_region = {region: [place for place in places if place.region == region] for region, _ in REGIONS}
+    shares = even_shares([len(candidates) for candidates in by_region.values()], count)
+    chosen = []
+    for candidates, share in zip(by_region.values(), shares, strict=True):
+        complete = [p for p in candidates if (len(p.train), len(p.validation)) == MAX_CROPS]
+        if len(complete) < share:
+            complete = sorted(candidates, key=lambda p: len(p.train) + len(p.validation), reverse=True)[:share]
+        chosen += sorted(_thin_out(complete, share), key=lambda p: (-p.latitude, p.longitude))
+    return chosen
+
+
+def even_shares(available: list[int], count: int) -> list[int]:
+    """Shares of `count` as equal as what is available allows, the first ones larger by one where it does not divide."""
+    shares = [0] * len(available)
+    while sum(shares) < count:
+        open_regions = [i for i, most in enumerate(available) if shares[i] < most][:count - sum(shares)]
+        if not open_regions:
+            raise ValueError(f"{sum(available)} places, {count} wanted")
+        for i in open_regions:
+            shares[i] += 1
+    return shares
 
 
 def region_of(latitude: float, longitude: float) -> str | None:
@@ -192,6 +203,6 @@ def _usable_corners(usable: Bool[np.ndarray, "rows columns"], columns: Int[np.nd
     return np.stack([columns[x], y * stride], 1)
 
 
-def _thin_out(corners: Int[np.ndarray, "n 2"], most: int) -> Int[np.ndarray, "m 2"]:
-    """At most `most` of the corners, evenly spaced."""
-    return corners[np.linspace(0, len(corners) - 1, min(most, len(corners))).round().astype(int)]
+def _thin_out(things, most: int) -> list:
+    """At most `most` of the things, evenly spaced."""
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)]

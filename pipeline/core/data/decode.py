@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def center_crop(image: Image.Image, image_size: int) -> UInt8[np.ndarray, "y x 3"]:
@@ -57,9 +57,14 @@ def center_crop(image: Image.Image, image_size: int) -> UInt8[np.ndarray, "y x 3
     scaled = [round(side * image_size / shorter) for side in image.size]
     left, top = ((side - image_size) // 2 for side in scaled)
     if shorter == image_size:
-        image = image.crop((left, top, left + image_size, top + image_size))
-    else:
-        x, y = image.width / scaled[0], image.height / scaled[1]
-        box = (left * x, top * y, (left + image_size) * x, (top + image_size) * y)
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
-    return np.array(image)
+        return np.array(image)[top:top + image_size, left:left + image_size]
+    x, y = image.width / scaled[0], image.height / scaled[1]
+    box = (left * x, top * y, (left + image_size) * x, (top + image_size) * y)
+    return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box))
+
+
+def encode_image(pixels: UInt8[np.ndarray, "y x 3"]) -> bytes:
+    """The pixels as an image file that is quick to write and read (BMP)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "bmp")
+    return file.getvalue()

@@ -3,16 +3,15 @@
 Low in entropy on purpose: each class has its own two colours, shapes do not turn, and only place and size vary.
 """
 
-import io
 from collections.abc import Callable
 
 import datasets
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 
+from pipeline.core.data.decode import encode_image
 from pipeline.core.data.images import FEATURES, ImageData, short_hash
 
 Plane = Float[np.ndarray, "n y x"]
@@ -75,13 +74,6 @@ def classify_shapes(images: UInt8[Tensor, "b 3 y x"]) -> Int[Tensor, " b"]:
 
 
 def _split(by_class: list[UInt8[np.ndarray, "n y x 3"]]) -> datasets.Dataset:
-    images = [{"bytes": png_bytes(pixels), "path": None} for images in by_class for pixels in images]
+    images = [{"bytes": encode_image(pixels), "path": None} for images in by_class for pixels in images]
     labels = [label for label, images in enumerate(by_class) for _ in images]
     return datasets.Dataset.from_dict({"image": images, "label": labels}, FEATURES)
-
-
-def png_bytes(pixels: UInt8[np.ndarray, "y x 3"]) -> bytes:
-    """The pixels as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png", compress_level=1)
-    return file.getvalue()
