@@ -1,0 +1,70 @@
+"""What every command does the same way: one line per error, exit codes, and a clean stop on Ctrl-C or SIGTERM.
+
+Exit codes: 0 done · 2 the user can mend it · 130 stopped by SIGINT · 143 stopped by SIGTERM (a snapshot was written first).
+This module imports nothing heavy, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.core.errors import UserError
+
+
+class Interrupted(Exception):
+    """A run stopped by a signal after it wrote its snapshot."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class Interruption:
+    """Remembers SIGTERM and SIGINT so that a loop can finish its step, write a snapshot and stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(number)
+        self.signal_number = number
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command's `main` and exit: errors that the user can mend are one line, without a traceback."""
+    rank = os.environ.get("RANK", "0")
+    prefix = "" if rank == "0" else f"process {rank}: "
+    try:
+        main()
+        code = 0
+    except UserError as error:
+        print(f"{prefix}error: {error}", file=sys.stderr)
+        code = 2
+    except Interrupted as stop:
+        print(f"{prefix}{stop}; run the same command again to go on", file=sys.stderr)
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        print(f"{prefix}stopped; run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def training_parser(description: str, default_config: str, examples: str) -> argparse.ArgumentParser:
+    """The command line that both training commands share: `--config FILE`, `--dry-run` and `key=value` settings."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=default_config, metavar="FILE", help=f"YAML file (default: {default_config})")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the costs, then stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top of the file, e.g. optim.lr=2e-4")
+    return parser

@@ -1,0 +1,202 @@
+"""Configuration: YAML files that include others, `key=value` on top, frozen dataclasses underneath.
+
+    config = load_config(Stage1Config, "configs/stage1/demo.yaml", ["quantizer=fsq", "optim.lr=2e-4"])
+
+* `include: other.yaml` (or a list) in a file: the others come first, this file wins. Paths are relative to the file.
+* A *component* is a field of type `dict[str, Any]`: it has a `name` and options. `quantizer: lgq` is short for
+  `quantizer: {name: lgq}`, and `configs/quantizer/lgq.yaml` holds the defaults of its options. A new name drops the old
+  options.
+* An unknown key, a wrong type or a missing file is a `UserError` that says where, what and what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from pipeline.core.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+Schema = TypeVar("Schema")
+
+
+def load_config(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Schema:
+    """The configuration of `schema` from a YAML file, with `key=value` overrides on top.
+
+    A path that is not found from here is tried from the project's folder, so that `configs/…` works from anywhere. Raises
+    UserError for a missing file, bad YAML, an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = read_yaml(CONFIGS.parent / path if not Path(path).exists() else Path(path))
+    for override in overrides:
+        values = _merge(values, _parse_override(override), schema)
+    return _build(schema, values, place="config")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its `include`s merged below it."""
+    return _read(path, seen=())
+
+
+def known_names(kind: str) -> list[str]:
+    """Names of the components of a kind: the files in `configs/<kind>/`."""
+    return sorted(file.stem for file in (CONFIGS / kind).glob("*.yaml"))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelt name: the nearest known one, or the list of them."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(known) or '(nothing)'}"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dictionaries, lists and scalars: what YAML and JSON can hold."""
+    return _plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as the YAML text that `load_config` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: includes itself; remove the circle")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (FileNotFoundError, IsADirectoryError):
+        nearest = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such configuration file; {nearest}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f":{error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""  # pyright: ignore
+        raise UserError(f"{path}{where}: not valid YAML; {getattr(error, 'problem', None) or 'mend the file'}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: holds {type(values).__name__}; a configuration file is a mapping of names to values")
+    includes = values.pop("include", [])
+    merged: dict[str, Any] = {}
+    for include in [includes] if isinstance(includes, str) else includes:
+        merged = _merge(merged, _read(path.parent / include, (*seen, path)))
+    return _merge(merged, values)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{text}: not an override; write key=value, for example optim.lr=2e-4")
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise UserError(f"{text}: the value is not valid YAML; quote it") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed  # pyright: ignore[reportReturnType]  (key has at least one part)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any], schema: Any = None) -> dict[str, Any]:
+    """`top` over `base`, mapping by mapping; a component that changes its name starts afresh."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        if isinstance(value, str) and isinstance(old, dict):
+            value = {"name": value}
+        if isinstance(old, str) and isinstance(value, dict):
+            old = {"name": old}
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _build(schema: type[Schema], values: Mapping[str, Any], place: str) -> Schema:
+    hints = typing.get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}  # pyright: ignore[reportArgumentType]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{place}.{key}: no such setting; {did_you_mean(key, fields)}")
+    built = {}
+    for name, field in fields.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], f"{place}.{name}")
+        elif field.default is not dataclasses.MISSING:
+            built[name] = _convert(hints[name], field.default, f"{place}.{name}")
+        elif dataclasses.is_dataclass(hints[name]):
+            built[name] = _build(hints[name], {}, f"{place}.{name}")  # pyright: ignore[reportArgumentType]
+        elif field.default_factory is not dataclasses.MISSING:
+            built[name] = _convert(hints[name], field.default_factory(), f"{place}.{name}")
+        else:
+            raise UserError(f"{place}.{name}: missing; set it in the file or as {name}=value")
+    try:
+        return schema(**built)
+    except ValueError as error:
+        raise UserError(f"{place}.{error}") from None
+
+
+def _convert(kind: Any, value: Any, place: str) -> Any:
+    """`value` as `kind`, or a UserError that names the place."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"{place}: {value!r}; expected settings, for example {place.removeprefix('config.')}.name=value")
+        return _build(kind, value, place)  # pyright: ignore[reportArgumentType]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(kind for kind in arguments if kind is not type(None)), value, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{place}: {value!r}; {did_you_mean(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{place}: {value!r}; expected a list, for example [1, 2]")
+        return tuple(_convert(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+    if origin is dict or kind is dict:
+        return _component(value, place)
+    return _scalar(kind, value, place)
+
+
+def _component(value: Any, place: str) -> dict[str, Any]:
+    kind = place.rpartition(".")[2]
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise UserError(f"{place}: {value!r}; expected a name, {did_you_mean(str(value), known_names(kind))}")
+    name = given["name"]
+    if name not in known_names(kind):
+        raise UserError(f"{place}: {name}: no such {kind}; {did_you_mean(name, known_names(kind))}")
+    return _plain(_merge(read_yaml(CONFIGS / kind / f"{name}.yaml"), {**given, "name": name}))
+
+
+def _scalar(kind: Any, value: Any, place: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as text
+        except (TypeError, ValueError):
+            pass
+    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        return int(value)
+    elif kind is bool and isinstance(value, bool):
+        return value
+    elif kind is str and isinstance(value, (str, int, float)):
+        return str(value)
+    raise UserError(f"{place}: {value!r} is not {'an' if kind is int else 'a'} {kind.__name__}; give one")

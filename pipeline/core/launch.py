@@ -1,0 +1,62 @@
+"""Starting processes: the accelerator, its trackers, and arithmetic settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from pipeline.core.config import to_dict
+from pipeline.core.errors import UserError
+
+Precision = Literal["no", "bf16", "fp16"]
+Tracker = Literal["none", "wandb"]
+
+
+def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Accelerator:
+    """An Accelerator on the GPUs, or on the CPU where there are none; as many processes as the launcher started.
+
+    Without an account, wandb works offline and leaves its files in the run's folder.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision,
+        log_with=None if tracker == "none" else tracker,
+        project_dir=run,
+        # code statistics are reduced where they are computed, so there are no buffers to broadcast
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"launch: {launched} processes started but {accelerator.num_processes} in use; on CPUs launch with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    return accelerator
+
+
+def start_tracker(accelerator: Accelerator, tracker: Tracker, config: Any, run: Path) -> None:
+    """Open the tracker, if one is wanted, under the run's name."""
+    if tracker == "wandb":
+        if not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
+            os.environ.setdefault("WANDB_MODE", "offline")
+        accelerator.init_trackers(
+            "lgq", config=_flat(to_dict(config)), init_kwargs={"wandb": {"name": run.name, "dir": str(run)}}
+        )
+
+
+def _flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{place}{key}.")
+        else:
+            flat[place + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat

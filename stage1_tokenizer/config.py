@@ -1,0 +1,75 @@
+"""The settings of a tokenizer's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.core.launch import Precision, Tracker
+from stage1_tokenizer.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Loss:
+    """L1 (weight 1) + perceptual + adversarial loss; the quantizer adds its own terms.
+
+    perceptual:        the network: LPIPS-VGG, EfficientNet-Lite0's features, or none.
+    gan_weight:        of the adversarial loss, times VQGAN's adaptive weight; 0 leaves the discriminator out.
+    gan_start:         share of the training after which the adversarial loss sets in; the discriminator learns a little earlier.
+    """
+
+    perceptual: Literal["lpips", "efficientnet_lite0", "none"] = "efficientnet_lite0"
+    perceptual_weight: float = 1.0
+    gan_weight: float = 0.1
+    gan_start: float = 0.5
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    discriminator_lr: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW with a linear warm-up and a cosine to `final_lr` x `lr`; `warmup` in images; `clip` the gradient's norm."""
+
+    lr: float = 1e-4
+    warmup: int = 10_000
+    final_lr: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.99)
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """A tokenizer's training. All intervals are in images; `batch_size` is that of all processes together.
+
+    micro_batch: images that a process holds activations for at a time (None: its whole share). Smaller ones recompute the
+                 encoder and decoder; results are the same, since losses and statistics are those of the global batch.
+    """
+
+    run: str
+    images: int
+    data: dict[str, Any]
+    quantizer: dict[str, Any]
+    image_size: int = 256
+    flip: bool = True
+    seed: int = 0
+    batch_size: int = 256
+    micro_batch: int | None = None
+    precision: Precision = "no"
+    backbone: Backbone = field(default_factory=Backbone)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    workers: int = 4
+    report_every: int = 10_000
+    snapshot_every: int = 200_000
+    keep_snapshots: int = 2
+    max_unreadable: float = 0.01
+    tracker: Tracker = "none"
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.batch_size < 1:
+            raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")

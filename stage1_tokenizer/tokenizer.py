@@ -1,0 +1,81 @@
+"""A tokenizer: encoder, quantizer, decoder. The only place that flattens, projects and pins precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pipeline.core.token_spec import TokenSpec
+from stage1_tokenizer.backbone import Backbone, ImageDecoder, ImageEncoder, token_grid
+from stage1_tokenizer.quantizers import QuantizerOutput, build_quantizer, on_grid
+
+
+class Tokenizer(ModelMixin, ConfigMixin):
+    """Images to token indices and back.
+
+    `quantizer_config` is a name and its options as in `configs/quantizer/`; `backbone_config` the fields of `Backbone`. Saved by
+    `save_pretrained` as safetensors and `config.json`, loaded by `from_pretrained`.
+
+    Raises ValueError where the image size is not a multiple of the backbone's factor, or an option is unknown.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self, image_size: Sequence[int], backbone_config: dict[str, Any], quantizer_config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        shape = Backbone(**{**backbone_config, "channels": tuple(backbone_config["channels"])})
+        self.grid = token_grid(image_size, shape.factor)
+        self.quantizer = on_grid(build_quantizer(**quantizer_config))
+        width = shape.channels[-1]
+        self.encoder = ImageEncoder(shape, width)
+        self.to_code = nn.Linear(width, self.quantizer.input_dim)
+        self.from_code = nn.Linear(self.quantizer.dim, width)
+        self.decoder = ImageDecoder(shape, width)
+        self.spec = TokenSpec(
+            sizes=self.quantizer.sizes,
+            scales=self.quantizer.scales(self.grid),
+            image_size=(int(image_size[0]), int(image_size[1])),
+        )
+
+    @classmethod
+    def create(cls, image_size: int, backbone: Backbone, quantizer: dict[str, Any]) -> Tokenizer:
+        """A tokenizer of square images with fresh weights."""
+        fields = dataclasses.asdict(backbone)
+        return cls([image_size, image_size], {**fields, "channels": list(backbone.channels)}, quantizer)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 3 y x"]) -> Int[Tensor, "b t d"]:
+        """Token indices of images in [-1, 1]."""
+        return self.quantize(self.latents(images)).indices
+
+    @torch.no_grad()
+    def decode(self, indices: Int[Tensor, "b t d"]) -> Float[Tensor, "b 3 y x"]:
+        """Images, about [-1, 1], of token indices."""
+        return self.render(self.quantizer.dequantize(indices, self.grid))
+
+    def latents(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b h w c"]:
+        """What the quantizer sees, in float32 whatever the precision of the encoder."""
+        if tuple(images.shape[-2:]) != self.spec.image_size:
+            raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; this tokenizer takes {self.spec.image_size}")
+        features = self.encoder(images).permute(0, 2, 3, 1)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.to_code(features.float())
+
+    def quantize(self, latents: Float[Tensor, "b h w c"]) -> QuantizerOutput:
+        """Codes "b h w c", indices "b t d" and the quantizer's losses, in float32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantizer(latents)
+
+    def render(self, codes: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 y x"]:
+        """Images, about [-1, 1], of codes."""
+        return self.decoder(self.from_code(codes).permute(0, 3, 1, 2))

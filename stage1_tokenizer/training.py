@@ -1,0 +1,235 @@
+"""The training of a tokenizer: one function, top to bottom. The only clock is images seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.core.code_usage import code_usage
+from pipeline.core.command import Interrupted, Interruption
+from pipeline.core.config import to_yaml
+from pipeline.core.data.images import ImageDataset, UnreadableImages, image_batches
+from pipeline.core.data.sources import load_data
+from pipeline.core.errors import UserError
+from pipeline.core.files import new_folder, write_json
+from pipeline.core.launch import start_accelerator, start_tracker
+from pipeline.core.perceptual import load_perceptual
+from pipeline.core.progress import progress_bar
+from pipeline.core.rng import derive_seed
+from pipeline.core.run_folder import RunFolder
+from pipeline.core.running_means import RunningMeans
+from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
+from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from stage1_tokenizer.config import Stage1Config
+from stage1_tokenizer.losses import PatchDiscriminator, adaptive_weight, hinge_loss
+from stage1_tokenizer.objective import TokenizerObjective
+from stage1_tokenizer.tokenizer import Tokenizer
+
+GAN_LEAD = 0.05  # share of the training by which the discriminator is ahead of the adversarial loss
+
+
+def train(config: Stage1Config) -> Path:
+    """Train a tokenizer, or go on where its last snapshot left it; gives the folder of the finished model."""
+    run = RunFolder(config.run)
+    finished = run.path / "tokenizer"
+    accelerator = start_accelerator(config.precision, config.tracker, run.path)
+    if accelerator.is_main_process:
+        run.open(config)
+    accelerator.wait_for_everyone()
+    if finished.exists():
+        accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")
+        return finished
+    interruption = Interruption()
+    data = load_data(**config.data)
+    dataset = ImageDataset(data.train, config.image_size, config.flip, config.seed)
+    unreadable = UnreadableImages(config.max_unreadable)
+
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    tokenizer = build_tokenizer(config)
+    discriminator = PatchDiscriminator(config.loss.discriminator_channels, config.loss.discriminator_layers)
+    perceptual = load_perceptual(config.loss.perceptual)
+    if perceptual is not None:
+        perceptual.to(accelerator.device)
+    objective = TokenizerObjective(tokenizer, perceptual, config.loss.perceptual_weight)
+    optimizer = torch.optim.AdamW(
+        tokenizer.parameters(), config.optim.lr, _pair(config.optim.betas), weight_decay=config.optim.weight_decay, fused=True
+    )
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), config.loss.discriminator_lr, (0.5, 0.9))
+    gan_weight = torch.zeros((), device=accelerator.device)
+    images_seen = 0
+
+    state = load_newest_snapshot(run.snapshots)
+    if state is None:
+        tokenizer.to(accelerator.device)
+        initialize_codes(tokenizer, dataset, accelerator)
+    else:
+        images_seen = state["images_seen"]
+        tokenizer.load_state_dict(state["tokenizer"])
+        discriminator.load_state_dict(state["discriminator"])
+        optimizer.load_state_dict(state["optimizer"])
+        discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        gan_weight = state["gan_weight"].to(accelerator.device)
+    ema = EMAModel(list(tokenizer.parameters()), decay=config.optim.ema)
+    if state is not None:
+        ema.load_state_dict(state["ema"])
+    ema.to(accelerator.device)
+    stepper, optimizer, judge, discriminator_optimizer = accelerator.prepare(
+        objective, optimizer, discriminator, discriminator_optimizer
+    )
+    if accelerator.is_main_process:
+        run.rewind(images_seen)
+    start_tracker(accelerator, config.tracker, config, run.path)
+
+    means = RunningMeans()
+    tokens: list[Tensor] = []
+    bar = progress_bar(config.images, f"tokenizer {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = image_batches(dataset, images_seen, config.images, config.batch_size, rank, world, config.workers)
+    tokenizer.quantizer.anneal(images_seen / config.images)
+    for batch in batches:
+        unreadable.update(batch)
+        progress = images_seen / config.images
+        gan = config.loss.gan_weight > 0 and progress >= config.loss.gan_start
+        discriminating = config.loss.gan_weight > 0 and progress >= config.loss.gan_start - GAN_LEAD
+        rate = cosine_with_warmup(images_seen, config.optim.warmup, config.images, config.optim.final_lr)
+        set_learning_rate(optimizer, config.optim.lr * rate)
+        torch.manual_seed(derive_seed(config.seed, "step", images_seen, rank))
+
+        images = batch["image"].to(accelerator.device, non_blocking=True).float() / 127.5 - 1
+        with accelerator.autocast():
+            out = stepper(images, config.micro_batch, discriminator if gan else None, gan_weight)
+        accelerator.backward(out.loss)
+        norm = accelerator.clip_grad_norm_(tokenizer.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        terms = out.terms | {"gradient_norm": torch.as_tensor(norm)}
+        if gan:
+            # one step late, so that it is of the global batch whatever the number of processes and micro-batches
+            summed = [accelerator.reduce(gradient, "sum") for gradient in out.last_layer]
+            gan_weight = config.loss.gan_weight * adaptive_weight(summed[0], summed[1])
+            terms["gan_weight"] = gan_weight
+        if discriminating:
+            with accelerator.autocast():
+                logits = judge(torch.cat([images, out.reconstruction]))
+                discriminator_loss = hinge_loss(*logits.float().chunk(2))
+            accelerator.backward(discriminator_loss)
+            discriminator_optimizer.step()
+            discriminator_optimizer.zero_grad()
+            terms["discriminator"] = discriminator_loss
+        ema.step(tokenizer.parameters())
+
+        before, images_seen = images_seen, images_seen + config.batch_size
+        tokenizer.quantizer.anneal(min(1.0, images_seen / config.images))
+        means.add(terms)
+        tokens.append(out.indices.flatten(0, 1))
+        bar.update(min(config.batch_size, config.images - before))
+        last = images_seen >= config.images
+        if last or crossed(before, images_seen, config.report_every):
+            report(accelerator, run, bar, means, tokens, tokenizer, images_seen, config.optim.lr * rate)
+            tokens.clear()
+        stopping = interruption.signal_number is not None
+        if last or stopping or crossed(before, images_seen, config.snapshot_every):
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                state = {
+                    "images_seen": images_seen,
+                    "tokenizer": tokenizer.state_dict(),
+                    "discriminator": discriminator.state_dict(),
+                    "optimizer": optimizer.optimizer.state_dict(),
+                    "discriminator_optimizer": discriminator_optimizer.optimizer.state_dict(),
+                    "gan_weight": gan_weight,
+                    "ema": ema.state_dict(),
+                }
+                save_snapshot(run.snapshots, images_seen, state, config.keep_snapshots)
+            accelerator.wait_for_everyone()
+        if stopping and not last:
+            bar.close()
+            raise Interrupted(interruption.signal_number or 0)
+    bar.close()
+
+    ema.copy_to(tokenizer.parameters())
+    if accelerator.is_main_process:
+        export(tokenizer, finished, config, data.fingerprint)
+    accelerator.end_training()
+    return finished
+
+
+def build_tokenizer(config: Stage1Config) -> Tokenizer:
+    """The tokenizer of a configuration, with fresh weights; UserError where its parts do not fit."""
+    try:
+        return Tokenizer.create(config.image_size, config.backbone, config.quantizer)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.{error}") from None
+
+
+@torch.no_grad()
+def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, accelerator: Accelerator) -> None:
+    """Let the quantizer start from latents of the first images: four for every code, from at most 4096 images."""
+    wanted = min(4096, -(-4 * max(tokenizer.spec.sizes) // tokenizer.spec.t))
+    share = min(64, -(-wanted // accelerator.num_processes)) * accelerator.num_processes
+    latents = []
+    for batch in image_batches(dataset, 0, wanted, share, accelerator.process_index, accelerator.num_processes):
+        images = batch["image"].to(accelerator.device).float() / 127.5 - 1
+        latents.append(tokenizer.latents(images))
+    tokenizer.quantizer.initialize(torch.cat(latents))
+
+
+def report(
+    accelerator: Accelerator,
+    run: RunFolder,
+    bar: Any,
+    means: RunningMeans,
+    tokens: list[Tensor],
+    tokenizer: Tokenizer,
+    images_seen: int,
+    rate: float,
+) -> None:
+    """Log the means since the last report, and how the tokens of these images use the codes."""
+    gathered = accelerator.gather(torch.cat(tokens)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
+    values = means.take(accelerator)
+    if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
+        raise UserError(f"{run.path}: a loss is not finite after {images_seen} images; lower optim.lr or loss.gan_weight")
+    usage = code_usage(gathered, tokenizer.spec.sizes)
+    record = values | {"perplexity": usage.perplexity, "codes_used": usage.share, "lr": rate}
+    if accelerator.is_main_process:
+        run.log({"images": images_seen, **record})
+        bar.set_postfix_str(f"L1 {values['pixel']:.4f}, {usage.share:.0%} of codes", refresh=False)
+    accelerator.log(record, step=images_seen)
+
+
+def export(tokenizer: Tokenizer, folder: Path, config: Stage1Config, fingerprint: str) -> None:
+    """Write the finished tokenizer (safetensors, config.json) and where it comes from."""
+    tokenizer.eval()
+    with new_folder(folder) as aside:
+        tokenizer.save_pretrained(aside)
+        write_json(aside / "training.json", {"run": config.run, "data": config.data, "data_fingerprint": fingerprint})
+
+
+def dry_run(config: Stage1Config) -> str:
+    """The resolved configuration and what it costs, as text."""
+    tokenizer = build_tokenizer(config)
+    parts = {name: tokenizer.get_submodule(name) for name in ("encoder", "quantizer", "decoder")}
+    lines = [to_yaml(config)]
+    lines += [f"{name}: {_count(part) / 1e6:.2f} M parameters" for name, part in parts.items()]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tokenizer.eval().decode(tokenizer.encode(torch.zeros(1, 3, *tokenizer.spec.image_size)))
+    flops = 3 * counter.get_total_flops()
+    lines.append(f"tokens: {tokenizer.spec}")
+    lines.append(f"cost: about {flops / 1e9:.2f} GFLOP per image and training step without the judges, "
+                 f"{flops * config.images / 1e15:.3g} PFLOP in all; {config.images / config.batch_size:.0f} steps")
+    return "\n".join(lines)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    first, second = values
+    return first, second
