@@ -30,21 +30,22 @@ class FSQ(Quantizer):
 
     radix: Tensor
     level: Tensor
+    unit: Tensor
 
     def __init__(self, levels: Sequence[int] | None = None, codebook_size: int | None = None) -> None:
         if (levels is None) == (codebook_size is None):
             raise ValueError("FSQ: give either levels or codebook_size")
-        if levels is None:
-            if codebook_size not in LEVELS:
-                known = ", ".join(map(str, LEVELS))
-                raise ValueError(f"FSQ: codebook_size {codebook_size!r} has no published levels; give levels, or {known}")
-            levels = LEVELS[codebook_size]
+        if codebook_size is not None and codebook_size not in LEVELS:
+            known = ", ".join(map(str, LEVELS))
+            raise ValueError(f"FSQ: codebook_size {codebook_size!r} has no published levels; give levels, or {known}")
+        levels = list(levels or LEVELS.get(codebook_size or 0, ()))
         if not levels or min(levels) < 2:
             raise ValueError(f"FSQ: levels {list(levels)}; every channel needs at least 2")
         super().__init__(len(levels), [math.prod(levels)])
         radix = [math.prod(levels[:j]) for j in range(len(levels))]
         self.register_buffer("radix", torch.tensor(radix), persistent=False)
-        self.register_buffer("level", torch.tensor(list(levels)), persistent=False)
+        self.register_buffer("level", torch.tensor(levels), persistent=False)
+        self.register_buffer("unit", torch.tensor([float(level // 2) for level in levels]), persistent=False)
 
     def bound(self, z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """z squashed so that rounding gives exactly `levels` values per channel (the paper's appendix A.1)."""
@@ -54,10 +55,9 @@ class FSQ(Quantizer):
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         bounded = self.bound(z)
-        half = self.level // 2
-        indices = ((bounded.detach().round().long() + half) * self.radix).sum(1, keepdim=True)
-        return QuantizerOutput(straight_through(bounded / half, self.dequantize(indices).to(z.dtype)), indices, {})
+        digits = (bounded.detach().round() + self.unit).long()
+        indices = (digits * self.radix).sum(1, keepdim=True)
+        return QuantizerOutput(straight_through(bounded / self.unit, self.dequantize(indices)), indices, {})
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
-        half = self.level // 2
-        return (indices // self.radix % self.level - half) / half
+        return (indices // self.radix % self.level - self.unit) / self.unit

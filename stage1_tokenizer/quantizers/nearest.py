@@ -40,3 +40,15 @@ def _nearest(z: Tensor, codes: Tensor, norms: Tensor, columns: int) -> Tensor:
             closer = value < best  # strictly: on ties the lower index stays
             best, index = torch.where(closer, value, best), torch.where(closer, at + start, index)
     return index
+
+
+@torch.no_grad()
+def nearest_gap(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, " n"]:
+    """How much farther (squared) the second-nearest code is than the nearest; 0 with a single code. Dense: for few rows."""
+    if len(codebook) == 1:
+        return z.new_zeros(len(z))
+    with full_precision(z.device):
+        centre = codebook.mean(0)
+        codes = codebook - centre
+        nearest = torch.addmm(codes.square().sum(1), z - centre, codes.T, alpha=-2).topk(2, largest=False).values
+        return nearest[:, 1] - nearest[:, 0]

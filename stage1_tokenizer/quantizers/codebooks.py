@@ -1,0 +1,120 @@
+"""Making and keeping codebooks: starts from data, k-means, moving averages, revival of dead codes."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stage1_tokenizer.quantizers.global_batch import from_first_process, gather, processes
+from stage1_tokenizer.quantizers.nearest import nearest_codes
+
+
+@torch.no_grad()
+def distinct_start(z: Float[Tensor, "n c"], codebook_size: int, seed: int = 0) -> Float[Tensor, "k c"]:
+    """Codes drawn from all processes' vectors, no two alike; equal on every process.
+
+    Where there are fewer distinct vectors than codes, the rest lies at random points between pairs of them, with
+    a jitter of a thousandth of the spread: never a copy.
+    """
+    points = torch.unique(gather(z), dim=0)
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(points), generator=draw)[:codebook_size].to(z.device)
+    codes = points[order]
+    missing = codebook_size - len(codes)
+    if missing:
+        ends = torch.randint(len(points), (2, missing), generator=draw).to(z.device)
+        between = torch.rand(missing, 1, generator=draw).to(z)
+        spread = (points - points.mean(0)).square().mean().sqrt()
+        spread = torch.where(spread > 0, spread, 1)
+        jitter = 1e-3 * spread * torch.randn(missing, z.shape[1], generator=draw).to(z)
+        codes = torch.cat([codes, points[ends[0]].lerp(points[ends[1]], between) + jitter])
+    return from_first_process(codes)
+
+
+@torch.no_grad()
+def kmeans(
+    z: Float[Tensor, "n c"], centres: Float[Tensor, "k c"], iterations: int = 10
+) -> Float[Tensor, "k c"]:
+    """Lloyd's iterations over all processes' vectors from the given centres; a centre without vectors stays."""
+    z = gather(z)
+    for _ in range(iterations):
+        index = nearest_codes(z, centres)
+        counts, sums = cluster_counts(index, centres[:, 0]), cluster_sums(z, index, centres)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
+    return from_first_process(centres)
+
+
+def start_from_data(z: Float[Tensor, "n c"], codebook_size: int, start: str) -> Float[Tensor, "k c"]:
+    """A codebook by the named start: "distinct" vectors, or "kmeans" from there."""
+    codes = distinct_start(z, codebook_size)
+    return kmeans(z, codes) if start == "kmeans" else codes
+
+
+STARTS = ("distinct", "kmeans")
+
+
+def cluster_counts(index: Int[Tensor, " n"], like: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """How many vectors each code has (without bincount, which makes a GPU wait)."""
+    return torch.zeros_like(like).index_add_(0, index, torch.ones_like(index, dtype=like.dtype))
+
+
+def cluster_sums(
+    z: Float[Tensor, "n c"], index: Int[Tensor, " n"], like: Float[Tensor, "k c"]
+) -> Float[Tensor, "k c"]:
+    """The sum of the vectors of each code."""
+    return torch.zeros_like(like).index_add_(0, index, z.detach().to(like.dtype))
+
+
+def ema_codes(
+    counts: Float[Tensor, " k"], sums: Float[Tensor, "k c"], epsilon: float = 1e-5
+) -> Float[Tensor, "k c"]:
+    """m_k / n_k with Laplace-smoothed counts (VQ-VAE, appendix A.1; Sonnet's code)."""
+    total = counts.sum()
+    smoothed = (counts + epsilon) / (total + len(counts) * epsilon) * total
+    return sums / smoothed[:, None]
+
+
+class Candidates(nn.Module):
+    """Vectors of the last batch that may take the place of dead codes; buffers, equal on every process.
+
+    Of an evenly spaced sample of the global batch, `count` are kept by systematic sampling with weights |z - code|^2
+    (the D^2 rule of k-means++, Arthur and Vassilvitskii 2007, without a random number): badly served vectors come first,
+    a vector that has a code never comes, and none comes twice.
+    """
+
+    vectors: Tensor
+    present: Tensor
+
+    def __init__(self, dim: int, count: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(count, dim))
+        self.register_buffer("present", torch.zeros(count, dtype=torch.bool))
+
+    @torch.no_grad()
+    def record(self, z: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> None:
+        """Keep candidates among these vectors, which these codes now stand for."""
+        count = len(self.vectors)
+        errors = (z - codes).square().sum(1, keepdim=True)
+        sample = gather(torch.cat([z, errors], 1)[:: evenly(len(z), 8 * count)])
+        reach = sample[:, -1].double().cumsum(0)
+        levels = (torch.arange(count, device=z.device) + 0.5) / count * reach[-1]
+        chosen = torch.searchsorted(reach, levels).clamp_max(len(sample) - 1)
+        first = F.pad(chosen[1:] != chosen[:-1], (1, 0), value=True)
+        self.vectors.copy_(sample[chosen, :-1])
+        self.present.copy_(first & (sample[chosen, -1] > 0))
+
+    @torch.no_grad()
+    def take(self, codebook: Float[Tensor, "k c"], dead: Bool[Tensor, " k"]) -> Bool[Tensor, " k"]:
+        """Overwrite dead codes, the lowest first, while candidates last; says which, and forgets the candidates."""
+        order = (~self.present).to(torch.uint8).argsort(stable=True)  # those present first
+        turn = dead.cumsum(0) - 1
+        revived = dead & (turn < self.present.sum())
+        vectors = self.vectors[order[turn.clamp(0, len(order) - 1)]].to(codebook.dtype)
+        codebook.copy_(torch.where(revived[:, None], vectors, codebook))
+        self.present.zero_()
+        return revived
+
+
+def evenly(rows: int, wanted: int) -> int:
+    """The stride that leaves about `wanted` of a global batch; 2 processes with half the rows take the same ones."""
+    return max(1, rows * processes() // wanted)
