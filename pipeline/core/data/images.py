@@ -25,7 +25,7 @@ MEMORY_LIMIT = 512 * 2**20  # bytes of decoded pixels that a split may keep in m
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled data set with two splits; the columns of both are `FEATURES`.
+    """A labelled data set with two splits; their columns: image ({"bytes", "path"}, not decoded), label (int).
 
     `class_names` are for people ("golden retriever"), `class_ids` are folder or synset names ("n02099601"), `groups` name
     something coarser ("sahara" for "sahara 24N 8E"); the position in each is the label. Where a source has no ids or
