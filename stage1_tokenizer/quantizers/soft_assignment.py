@@ -1,6 +1,7 @@
 """Soft assignment of vectors to codes, p_ik = softmax_k of the logits, in the few statistics that methods need of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,40 +32,112 @@ def soft_assign(
 ) -> SoftAssignment:
     """Assign with logits -|z - c_k|^2 / (temperature * width_k), or cos(z, c_k) or z.c_k in place of -|z - c_k|^2.
 
-    Gradient flows to z, codebook, temperature and widths. Plain autograd over dense (n, k) tensors.
-    Raises ValueError for an unknown similarity.
+    Gradient flows to z, codebook, temperature and widths. Rows are taken in tiles that are computed again in the backward
+    pass: memory grows with n + k, not with n * k. Raises ValueError for an unknown similarity.
     """
+    similar = SIMILARITIES[one_of("soft_assign.similarity", similarity, SIMILARITIES)]
     with full_precision(z.device):
-        weights = 1 / (temperature if widths is None else temperature * widths)
-        logits, row = SIMILARITIES[one_of("soft_assign.similarity", similarity, SIMILARITIES)](z, codebook, weights)
-        index = logits.argmax(1)
-        p = logits.softmax(1)
-        # log sum exp by way of one entry per row: no further pass over (n, k) unless its gradient is asked for
-        at = index[:, None]
-        log_partition = (logits.gather(1, at) - p.gather(1, at).log()).squeeze(1) + row
-        return SoftAssignment(p @ codebook, index, torch.linalg.vecdot(p, p), p.mean(0), log_partition)
+        left, right, bias, row = similar(z, codebook, 1 / (temperature if widths is None else temperature * widths))
+        outputs = _Assign.apply(left, right, bias, codebook)
+        codes, index, purity, usage, log_partition = outputs  # pyright: ignore[reportGeneralTypeIssues]
+        return SoftAssignment(codes, index, purity, usage, log_partition + row)
 
 
-# Each similarity gives the logits as one matrix product with bias, less a term per row that the softmax does not see.
+TILE = {"cpu": 1 << 19}  # entries of p held at once; on the CPU a tile stays in the cache
+TILE_ELSEWHERE = 1 << 26
 
 
-def _squared_distance(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor]:
+def _tiles(n: int, k: int, device: torch.device) -> list[slice]:
+    rows = max(16, TILE.get(device.type, TILE_ELSEWHERE) // k)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+class _Assign(torch.autograd.Function):
+    """p = softmax(x y^T + bias) and its statistics, row tile by row tile; x is "n f", y "k f", values "k c".
+
+    With cotangents g of the codes, a of the purity, b of the usage and f of the log partition, and G = g values^T + 2 a p
+    + b / n, the logits' gradient is p (G - D + f), where D = sum_k p G. Matrix products are written with their long side
+    last, and biases folded in: on the CPU that is several times faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        (n, _), k = x.shape, len(y)
+        codes, index, usage = x.new_empty(values.shape[1], n), bias.new_empty(n, dtype=torch.int64), torch.zeros_like(bias)
+        purity, log_partition = x.new_empty(n), x.new_empty(n)
+        tiles, transposed = _tiles(n, k, x.device), values.T.contiguous()
+        work = x.new_empty(2, tiles[0].stop if tiles else 0, k)  # made once: fresh tiles cost page faults
+        for tile in tiles:
+            logits, p = work[:, : tile.stop - tile.start]
+            torch.addmm(bias, x[tile], y.T, out=logits)
+            at = logits.argmax(1)
+            torch.softmax(logits, 1, out=p)
+            index[tile] = at
+            codes[:, tile] = transposed @ p.T
+            purity[tile] = torch.linalg.vecdot(p, p)
+            usage += p.sum(0)
+            at = at[:, None]
+            log_partition[tile] = (logits.gather(1, at) - p.gather(1, at).log()).squeeze(1)
+        usage /= n
+        codes = codes.T.contiguous()
+        ctx.save_for_backward(x, y, bias, values, codes, purity)
+        ctx.mark_non_differentiable(index)
+        ctx.set_materialize_grads(False)
+        return codes, index, purity, usage, log_partition
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, y, bias, values, codes, purity = ctx.saved_tensors
+        g, _, a, b, f = cotangents
+        (n, width), k = x.shape, len(y)
+        g = torch.zeros_like(codes) if g is None else g
+        a = None if a is None else 2 * a[:, None]
+        b = torch.zeros_like(bias) if b is None else b / n
+        less = (g * codes).sum(1)  # D - f, but for the usage's part
+        less = less if a is None else less + a[:, 0] * purity
+        less = less if f is None else less - f
+        to_x, to_y, to_values = torch.zeros_like(x), x.new_zeros(width + 1, k), x.new_zeros(values.shape[1], k)
+        with_one = torch.cat([x, x.new_ones(n, 1)], 1)
+        y_transposed = y.T.contiguous()
+        tiles = _tiles(n, k, x.device)
+        work = x.new_empty(2, tiles[0].stop if tiles else 0, k)
+        with full_precision(x.device):
+            for tile in tiles:
+                h, p = work[:, : tile.stop - tile.start]
+                torch.addmm(bias, x[tile], y.T, out=h)
+                torch.softmax(h, 1, out=p)
+                torch.addmm(b, g[tile], values.T, out=h)
+                h -= (less[tile] + p @ b)[:, None]
+                if a is not None:
+                    h.addcmul_(p, a[tile])
+                h *= p
+                torch.mm(h, y_transposed.T, out=to_x[tile])
+                to_y.addmm_(with_one[tile].T, h)
+                to_values.addmm_(g[tile].T, p)
+        return to_x, to_y[:-1].T, to_y[-1], to_values.T
+
+
+# Each similarity gives left and right of the logits as one matrix product left right^T + bias, and a term per row that the
+# softmax does not see. Temperatures and widths are folded into the right side and the bias, where autograd finds them.
+
+
+def _squared_distance(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     centre = codebook.detach().mean(0)  # distances are the same, and |c|^2 - 2 z.c cancels less
     z, codebook = z - centre, codebook - centre
-    norms = codebook.square().sum(1)
+    bias = -weights * codebook.square().sum(1)
     squares = z.square().sum(1)
     if isinstance(weights, Tensor) and weights.ndim:
-        z = torch.cat([z, squares[:, None]], 1)
-        rows = torch.cat([2 * weights[:, None] * codebook, -weights[:, None]], 1)
-        return torch.addmm(-weights * norms, z, rows.T), torch.zeros_like(squares)
-    return torch.addmm(-weights * norms, z, 2 * weights * codebook.T), -weights * squares
+        right = torch.cat([2 * weights[:, None] * codebook, -weights[:, None]], 1)
+        return torch.cat([z, squares[:, None]], 1), right, bias, torch.zeros_like(squares)
+    return z, 2 * weights * codebook, bias, -weights * squares
 
 
-def _dot(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor]:
-    return z @ (weights * codebook.T), z.new_zeros(len(z))
+def _dot(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    each = weights[:, None] if isinstance(weights, Tensor) and weights.ndim else weights
+    return z, each * codebook, codebook.new_zeros(len(codebook)), z.new_zeros(len(z))
 
 
-def _cosine(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor]:
+def _cosine(z: Tensor, codebook: Tensor, weights: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _dot(F.normalize(z, dim=1), F.normalize(codebook, dim=1), weights)
 
 
