@@ -42,7 +42,7 @@ class CodeUsage:
 
     @property
     def effective_bits(self) -> float:
-        """Entropy in bits per token, corrected for small samples (Miller 1955: + (active - 1) / 2n nats), at most log2(size)."""
+        """Entropy in bits per token plus Miller's correction for small samples (1955), at most log2(size)."""
         return min(self.entropy_bits + (self.active - 1) / (2 * self.n * math.log(2)), math.log2(self.size))
 
     @property

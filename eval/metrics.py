@@ -1,0 +1,197 @@
+"""The metrics, as pure functions of features, logits or pairs of images.
+
+What torch-fidelity measures is computed by torch-fidelity's own functions, so that the numbers are its numbers. What it
+lacks is here: standard errors, and the distances between an image and its reconstruction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+JACKKNIFE_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error, None where that is not known."""
+
+    value: float
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance (unbiased, float64) of n feature vectors."""
+
+    n: int
+    mean: Float[Tensor, "f"]
+    covariance: Float[Tensor, "f f"]
+
+
+def moments(features: Float[Tensor, "n f"]) -> Moments:
+    """The moments of feature vectors; at least two."""
+    if len(features) < 2:
+        raise ValueError(f"moments: {len(features)} feature vectors; a covariance needs at least two")
+    centred = features.double()
+    mean = centred.mean(0)
+    centred = centred - mean
+    return Moments(len(features), mean, centred.T @ centred / (len(features) - 1))
+
+
+def combine(parts: list[Moments]) -> Moments:
+    """The moments of all vectors together, from those of disjoint parts (Chan et al. 1979)."""
+    n = sum(part.n for part in parts)
+    weights = [part.n / n for part in parts]
+    mean = torch.stack([w * part.mean for w, part in zip(weights, parts, strict=True)]).sum(0)
+    scatter = torch.zeros_like(parts[0].covariance)
+    for part in parts:
+        shift = part.mean - mean
+        scatter += (part.n - 1) * part.covariance + part.n * torch.outer(shift, shift)
+    return Moments(n, mean, scatter / (n - 1))
+
+
+def frechet_distance(generated: Moments, reference: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, eq. 6); biased upwards by about 1/n."""
+    first, second = ({"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (generated, reference))
+    return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+
+
+def frechet_standard_error(generated: Float[Tensor, "n f"], reference: Moments, blocks: int = JACKKNIFE_BLOCKS) -> float:
+    """The delete-one-block jackknife standard error of the Frechet distance to a fixed reference.
+
+    A bootstrap would not do: resampled sets hold duplicates, and their distances lie above the one they should surround.
+    The features come in random order.
+    """
+    parts = [moments(part) for part in generated.tensor_split(blocks)]
+    root = _square_root(reference.covariance)
+    values = []
+    for left_out in range(blocks):
+        rest = combine(parts[:left_out] + parts[left_out + 1 :])
+        # C1 C2 has the eigenvalues of R C1 R with R R = C2, which is symmetric: half the work
+        eigenvalues = torch.linalg.eigvalsh(root @ rest.covariance @ root).clamp_min(0)
+        values.append((rest.mean - reference.mean).square().sum() + rest.covariance.trace() - 2 * eigenvalues.sqrt().sum())
+    return _jackknife(torch.stack(values))
+
+
+def inception_score(logits: Float[Tensor, "n k"], splits: int = 10) -> Estimate:
+    """exp of the mean divergence between an image's class distribution and their mean (Salimans et al. 2016).
+
+    As in torch-fidelity: shuffled with its seed, the mean over `splits` parts. Few images per part lower it.
+    """
+    out = isc_features_to_metric(logits, splits=splits)
+    return Estimate(out["inception_score_mean"], out["inception_score_std"] / math.sqrt(splits))
+
+
+def kernel_distance(
+    generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], subsets: int = 100, subset_size: int = 1000
+) -> Estimate:
+    """Squared MMD with the cubic kernel (Binkowski et al. 2018), the mean over random subsets; unbiased at any n.
+
+    The standard error is a jackknife of the generated images, against the reference as it is.
+    """
+    size = min(subset_size, len(generated), len(reference))
+    out = kid_features_to_metric(generated, reference, kid_subsets=subsets, kid_subset_size=size, verbose=False)
+    return Estimate(out["kernel_inception_distance_mean"], kernel_standard_error(generated, reference))
+
+
+def kernel_standard_error(
+    generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], blocks: int = JACKKNIFE_BLOCKS
+) -> float:
+    """The delete-one-block jackknife standard error of the squared MMD of all pairs; the features come in random order."""
+    values = mmd_without_blocks(generated, reference, blocks)
+    return _jackknife(values)
+
+
+def mmd_without_blocks(
+    generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], blocks: int
+) -> Float[Tensor, "blocks"]:
+    """The unbiased squared MMD of all pairs without each block of the generated images, up to the reference's own constant."""
+    parts, m = generated.tensor_split(blocks), len(reference)
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)
+    among = torch.stack([torch.stack([_kernel(a, b).sum() for b in parts]) for a in parts])
+    itself = torch.stack([(part.double().square().mean(1) + 1).pow(3).sum() for part in parts])
+    across = torch.stack([_kernel(part, reference).sum() for part in parts])
+    n = sizes.sum() - sizes
+    pairs = among.sum() - 2 * among.sum(1) + among.diagonal() - (itself.sum() - itself)
+    return pairs / (n * (n - 1)) - 2 * (across.sum() - across) / (n * m)
+
+
+def precision_recall(
+    generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], neighbours: int = 3
+) -> tuple[Estimate, Estimate]:
+    """The share of generated images within the reference's manifold, and the reverse (Kynkaanniemi et al. 2019).
+
+    The standard error of precision is that of a share of n images, with the reference as it is; recall's is not known.
+    """
+    out = prc_features_to_metric(
+        generated, reference, prc_neighborhood=neighbours, save_cpu_ram=len(generated) * len(reference) > 2**26, verbose=False
+    )
+    return share(out["precision"], len(generated)), Estimate(out["recall"])
+
+
+def share(value: float, n: int) -> Estimate:
+    """A share of n independent images, with its binomial standard error."""
+    return Estimate(value, math.sqrt(max(value * (1 - value), 0.0) / n))
+
+
+def mean(values: Float[Tensor, "n"]) -> Estimate:
+    """The mean over n independent images, with its standard error."""
+    error = (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else None
+    return Estimate(values.double().mean().item(), error)
+
+
+def psnr(images: UInt8[Tensor, "b 3 y x"], others: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b"]:
+    """Peak signal-to-noise ratio in dB of every pair; an exact copy counts as 100 dB."""
+    error = (images.double() - others.double()).square().mean((1, 2, 3)) / 255**2
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def ssim(images: UInt8[Tensor, "b 3 y x"], others: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b"]:
+    """Structural similarity of every pair (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, mean over the channels.
+
+    Only windows that lie inside the image count, so a side needs 11 pixels.
+    """
+    if min(images.shape[-2:]) < 11:
+        raise ValueError(f"ssim: images of {tuple(images.shape[-2:])} pixels; its window needs 11")
+    a, b = images.double() / 255, others.double() / 255
+    mean_a, mean_b = _gaussian(a), _gaussian(b)
+    variance_a = _gaussian(a * a) - mean_a**2
+    variance_b = _gaussian(b * b) - mean_b**2
+    covariance = _gaussian(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))).mean((1, 2, 3))
+
+
+def _gaussian(images: Tensor) -> Tensor:
+    """The Gaussian mean around every pixel that has a whole window, one axis after the other."""
+    window = torch.exp(-(torch.arange(-5, 6, dtype=images.dtype) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).to(images.device)
+    rows = F.conv2d(images.flatten(0, 1)[:, None], window.view(1, 1, 11, 1))
+    return F.conv2d(rows, window.view(1, 1, 1, 11)).view(*images.shape[:2], images.shape[-2] - 10, images.shape[-1] - 10)
+
+
+def _jackknife(values: Tensor) -> float:
+    """The standard error from delete-one-block values (Efron & Stein 1981)."""
+    blocks = len(values)
+    return ((blocks - 1) / blocks * (values - values.mean()).square().sum()).sqrt().item()
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    return (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    # float64 after the product: the sums of millions of kernel values nearly cancel
+    return (a @ b.T).double().div_(a.shape[1]).add_(1).pow_(3)
