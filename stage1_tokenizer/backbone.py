@@ -81,7 +81,7 @@ class ImageDecoder(nn.Module):
         self.unpatchify = nn.PixelShuffle(backbone.patch)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """The weight of the last convolution, where VQGAN compares gradients."""
         return self.body.conv_out.weight
 

@@ -15,7 +15,7 @@ class Loss:
 
     perceptual:        the network: LPIPS-VGG, EfficientNet-Lite0's features, or none.
     gan_weight:        of the adversarial loss, times VQGAN's adaptive weight; 0 leaves the discriminator out.
-    gan_start:         share of the training after which the adversarial loss sets in; the discriminator learns a little earlier.
+    gan_start:         share of the training after which the adversarial loss sets in; its discriminator learns a bit earlier.
     """
 
     perceptual: Literal["lpips", "efficientnet_lite0", "none"] = "efficientnet_lite0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [3, *(channels * min(2**layer, 8) for layer in range(layers))]
         body: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             body += [spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*body, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
 

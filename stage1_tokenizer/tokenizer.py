@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,8 +20,8 @@ from stage1_tokenizer.quantizers import QuantizerOutput, build_quantizer, on_gri
 class Tokenizer(ModelMixin, ConfigMixin):
     """Images to token indices and back.
 
-    `quantizer_config` is a name and its options as in `configs/quantizer/`; `backbone_config` the fields of `Backbone`. Saved by
-    `save_pretrained` as safetensors and `config.json`, loaded by `from_pretrained`.
+    `quantizer_config` is a name and its options as in `configs/quantizer/`; `backbone_config` the fields of `Backbone`.
+    Saved by `save_pretrained` as safetensors and `config.json`, loaded by `from_pretrained`.
 
     Raises ValueError where the image size is not a multiple of the backbone's factor, or an option is unknown.
     """

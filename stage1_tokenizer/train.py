@@ -1,4 +1,4 @@
-"""Train an image tokenizer:  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256.yaml quantizer=lgq"""
+"""Train an image tokenizer:  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256.yaml"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from pipeline.core.data.images import ImageDataset, UnreadableImages, image_batc
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import start_accelerator, start_tracker
+from pipeline.core.launch import gathered, reduced, start_accelerator, start_tracker
 from pipeline.core.perceptual import load_perceptual
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed
@@ -111,7 +111,7 @@ def train(config: Stage1Config) -> Path:
         terms = out.terms | {"gradient_norm": torch.as_tensor(norm)}
         if gan:
             # one step late, so that it is of the global batch whatever the number of processes and micro-batches
-            summed = [accelerator.reduce(gradient, "sum") for gradient in out.last_layer]
+            summed = [reduced(accelerator, gradient, "sum") for gradient in out.last_layer]
             gan_weight = config.loss.gan_weight * adaptive_weight(summed[0], summed[1])
             terms["gan_weight"] = gan_weight
         if discriminating:
@@ -191,11 +191,10 @@ def report(
     rate: float,
 ) -> None:
     """Log the means since the last report, and how the tokens of these images use the codes."""
-    gathered = accelerator.gather(torch.cat(tokens)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
     values = means.take(accelerator)
     if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
         raise UserError(f"{run.path}: a loss is not finite after {images_seen} images; lower optim.lr or loss.gan_weight")
-    usage = code_usage(gathered, tokenizer.spec.sizes)
+    usage = code_usage(gathered(accelerator, torch.cat(tokens)).cpu(), tokenizer.spec.sizes)
     record = values | {"perplexity": usage.perplexity, "codes_used": usage.share, "lr": rate}
     if accelerator.is_main_process:
         run.log({"images": images_seen, **record})

@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Remembers SIGTERM and SIGINT so that a loop can finish its step, write a snapshot and stop; a second one stops at once."""
+    """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

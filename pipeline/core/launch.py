@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from pipeline.core.config import to_dict
 from pipeline.core.errors import UserError
@@ -40,6 +41,16 @@ def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Acce
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
     return accelerator
+
+
+def reduced(accelerator: Accelerator, tensor: Tensor, how: Literal["sum", "mean"]) -> Tensor:
+    """A tensor summed or averaged over the processes."""
+    return cast(Tensor, accelerator.reduce(tensor, how))
+
+
+def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The tensors of all processes, equal in shape, one after the other along the first axis."""
+    return cast(Tensor, accelerator.gather(tensor))
 
 
 def start_tracker(accelerator: Accelerator, tracker: Tracker, config: Any, run: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline.core.launch import reduced
+
 
 class RunningMeans:
     """Sums named scalars on their device; `take` gives the means over steps and processes and starts again."""
@@ -28,7 +30,7 @@ class RunningMeans:
         if not self.sums:
             return {}
         stacked = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        means = accelerator.reduce(stacked, "mean").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        means = reduced(accelerator, stacked, "mean").tolist()
         names = list(self.sums)
         self.__init__()
         return dict(zip(names, means, strict=True))

@@ -194,7 +194,7 @@ class UnreadableImages:
     def update(self, batch: ImageBatch) -> None:
         """Count a batch; the names that are new go to the log, one line each."""
         names = batch["unreadable"]
-        self.seen += len(batch["label"])
+        self.seen += len(batch["label"]) + len(names)
         self.count += len(names)
         for name in names:
             if name not in self.names:

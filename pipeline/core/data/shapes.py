@@ -51,7 +51,7 @@ def draw_shapes(label: int, n: int, image_size: int) -> UInt8[np.ndarray, "n y x
     """Draw `n` images of a class; image i is a function of (label, i) alone."""
     centre_x, centre_y, radius = np.random.Generator(np.random.Philox(key=label)).random((n, 3, 1, 1)).swapaxes(0, 1)
     axis = (np.arange(image_size * SUPERSAMPLING) + 0.5) / (image_size * SUPERSAMPLING) * 2 - 1
-    radius = 0.5 + 0.3 * radius
+    radius = 0.45 + 0.3 * radius
     x = (axis[None, None, :] - 0.4 * (centre_x - 0.5)) / radius
     y = (axis[None, :, None] - 0.4 * (centre_y - 0.5)) / radius
     inside = list(SHAPES.values())[label](*np.broadcast_arrays(x, y))
@@ -63,8 +63,8 @@ def draw_shapes(label: int, n: int, image_size: int) -> UInt8[np.ndarray, "n y x
 
 def classify_shapes(images: UInt8[Tensor, "b 3 y x"]) -> Int[Tensor, " b"]:
     """Say which class each image is of: the one whose two colours, and blends of them, explain the pixels best."""
-    pixels = images.movedim(1, -1).double()
-    background, foreground = torch.from_numpy(COLOURS).unbind(1)
+    pixels = images.movedim(1, -1).float()
+    background, foreground = torch.from_numpy(COLOURS).float().unbind(1)
     errors = []
     for start, direction in zip(background, foreground - background, strict=True):
         offset = pixels - start

@@ -1,0 +1,206 @@
+"""Tokens on disk: what stage 1 leaves for stage 2. Arrow shards of `datasets`, memory-mapped, and one JSON file that names all.
+
+    TOKENS/identity.json             what the tokens are: written first; a store that is continued must match it
+    TOKENS/train/00000/ …            one `datasets` folder per shard: tokens, mirrored (tokens of the mirrored image), label
+    TOKENS/validation/00000/ …
+    TOKENS/store.json                counts and unreadable files: written last, its presence means that the store is whole
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from pipeline.core.data.positions import PositionSampler, epoch_order
+from pipeline.core.errors import UserError
+from pipeline.core.files import new_folder, read_json, write_json
+from pipeline.core.token_spec import TokenSpec
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TokenIdentity:
+    """What the tokens in a store are: two stores with equal identities hold equal tokens.
+
+    spec: a TokenSpec as a dictionary; data: the name and options of the source, `data_fingerprint` of its images.
+    tokenizer: the folder it was loaded from; tokenizer_sha256: of its weights.
+    """
+
+    spec: dict[str, Any]
+    tokenizer: str
+    tokenizer_sha256: str
+    data: dict[str, Any]
+    data_fingerprint: str
+    preprocessing: str
+    mirrored: bool
+    shard_images: int
+    class_names: list[str]
+    class_ids: list[str]
+    groups: list[str]
+
+
+class TokenStore:
+    """A finished store, read-only. `identity` says what the tokens are, `spec` how they are laid out.
+
+    Raises UserError where the folder holds no store, an unfinished one, or a damaged one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "identity.json").exists():
+            raise UserError(f"{self.path}: no token store here; make one with pipeline/tokenize_dataset.py --out {self.path}")
+        if not (self.path / "store.json").exists():
+            raise UserError(f"{self.path}: unfinished token store; run the same pipeline/tokenize_dataset.py command again")
+        self.identity = read_identity(self.path)
+        self.spec = TokenSpec.from_dict(self.identity.spec)
+        summary = read_json(self.path / "store.json")
+        self.unreadable: list[str] = summary["unreadable"]
+        self.splits = {split: _load_split(self.path / split, summary["images"][split]) for split in SPLITS}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data."""
+        return len(self.identity.class_names)
+
+    def images(self, split: str) -> int:
+        """Images in a split."""
+        return len(self.splits[split])
+
+    def batch(
+        self, split: str, rows: Sequence[int], mirrored: Bool[np.ndarray, " b"] | None = None
+    ) -> tuple[Int[Tensor, "b t d"], Int[Tensor, " b"]]:
+        """Tokens and labels of some rows, of the mirrored images where asked."""
+        columns = self.splits[split][list(rows)]
+        tokens = columns["tokens"]
+        if mirrored is not None and mirrored.any():
+            tokens = np.where(mirrored[:, None], columns["mirrored"], tokens)
+        shaped = torch.from_numpy(tokens.astype(np.int64)).view(len(rows), self.spec.t, self.spec.d)
+        return shaped, torch.from_numpy(np.array(columns["label"], dtype=np.int64))
+
+    def training_batches(
+        self, start: int, stop: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Int[Tensor, "b t d"], Int[Tensor, " b"]]]:
+        """This process's rows of the global batches at positions `start` … `stop`: the clock of `ImageDataset`."""
+        n = self.images("train")
+        order = epoch_order(seed, start // n, n)
+        for positions in PositionSampler(start, stop, batch_size, rank, world_size):
+            rows, flips = [], []
+            for position in positions:
+                epoch, offset = divmod(position, n)
+                order = order if order.epoch == epoch else epoch_order(seed, epoch, n)
+                rows.append(int(order.indices[offset]))
+                flips.append(bool(order.flips[offset]))
+            yield self.batch("train", rows, np.array(flips) if self.identity.mirrored else None)
+
+
+class TokenStoreWriter:
+    """Writes a store shard by shard; a shard is whole or absent, and shards that exist are not written again.
+
+    Raises UserError where the folder holds tokens of another identity.
+    """
+
+    def __init__(self, path: str | Path, identity: TokenIdentity) -> None:
+        self.path, self.identity = Path(path), identity
+        self.features = datasets.Features(
+            {
+                name: datasets.Sequence(_integer(identity.spec["sizes"]), length=_length(identity.spec))
+                for name in ("tokens", "mirrored")
+            }
+            | {"label": datasets.Value("int64"), "index": datasets.Value("int64")}
+        )
+
+    def open(self) -> None:
+        """Write the identity, or compare it with the one that is there."""
+        if (self.path / "identity.json").exists():
+            ours, theirs = asdict(self.identity), asdict(read_identity(self.path))
+            changed = [key for key in ours if ours[key] != theirs[key]]
+            if changed:
+                raise UserError(
+                    f"{self.path}: holds tokens of another {', '.join(changed)} ({_short(theirs[changed[0]])}, "
+                    f"not {_short(ours[changed[0]])}); choose another --out or delete it"
+                )
+        else:
+            write_json(self.path / "identity.json", asdict(self.identity))
+
+    def finished(self) -> bool:
+        """Whether the store is whole."""
+        return (self.path / "store.json").exists()
+
+    def has(self, split: str, shard: int) -> bool:
+        """Whether a shard is written."""
+        return self._shard(split, shard).exists()
+
+    def write(
+        self,
+        split: str,
+        shard: int,
+        tokens: Int[Tensor, "n t d"],
+        mirrored: Int[Tensor, "n t d"],
+        labels: Int[Tensor, " n"],
+        index: Int[Tensor, " n"],
+    ) -> None:
+        """Write one shard; `index` are the images' rows in the data, in order, so that gaps show unreadable ones."""
+        columns = {"tokens": tokens.flatten(1), "mirrored": mirrored.flatten(1), "label": labels, "index": index}
+        values = {name: value.cpu().numpy() for name, value in columns.items()}
+        with new_folder(self._shard(split, shard)) as aside:
+            datasets.Dataset.from_dict(values, features=self.features).save_to_disk(str(aside))
+
+    def finish(self, unreadable: Sequence[str]) -> TokenStore:
+        """Count, and mark the store as whole."""
+        images = {split: sum(len(shard) for shard in _shards(self.path / split)) for split in SPLITS}
+        write_json(self.path / "store.json", {"images": images, "unreadable": sorted(unreadable)})
+        return TokenStore(self.path)
+
+    def _shard(self, split: str, shard: int) -> Path:
+        return self.path / split / f"{shard:05d}"
+
+
+def read_identity(path: Path) -> TokenIdentity:
+    """What the tokens in a folder are."""
+    try:
+        return TokenIdentity(**read_json(path / "identity.json"))
+    except TypeError:
+        raise UserError(f"{path / 'identity.json'}: not of this version; delete {path} and tokenize again") from None
+
+
+def _load_split(path: Path, images: int) -> datasets.Dataset:
+    shards = _shards(path)
+    found = sum(map(len, shards))
+    if found != images:
+        raise UserError(f"{path}: {found} of {images} images found; delete the store and make it again")
+    return datasets.concatenate_datasets(shards).with_format("numpy")
+
+
+def _shards(path: Path) -> list[datasets.Dataset]:
+    shards = []
+    for folder in sorted(folder for folder in path.glob("*") if folder.name.isdigit()):
+        try:
+            shards.append(datasets.Dataset.load_from_disk(str(folder)))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder}: damaged shard ({type(error).__name__}); delete it and tokenize again") from None
+    if not shards:
+        raise UserError(f"{path}: no shards; delete the store and make it again")
+    return shards
+
+
+def _integer(sizes: Sequence[int]) -> datasets.Value:
+    return datasets.Value("uint16" if max(sizes) <= 2**16 else "int32")
+
+
+def _length(spec: dict[str, Any]) -> int:
+    described = TokenSpec.from_dict(spec)
+    return described.t * described.d
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -1,0 +1,53 @@
+"""The settings of a prior's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.core.launch import Precision, Tracker
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW (decay on matrices only) with a linear warm-up and a cosine to `final_lr` x `lr`; `warmup` in images."""
+
+    lr: float = 4e-4
+    warmup: int = 1_000_000
+    final_lr: float = 0.025
+    betas: tuple[float, ...] = (0.9, 0.96)
+    weight_decay: float = 0.03
+    clip: float = 1.0
+    ema: float = 0.9999
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """A prior's training. All intervals are in images; `batch_size` is that of all processes together.
+
+    tokens:      the token store; the prior's TokenSpec and classes are those of the store.
+    micro_batch: images that a process works on at a time (None: its whole share); results are the same.
+    """
+
+    run: str
+    tokens: str
+    images: int
+    prior: dict[str, Any]
+    seed: int = 0
+    batch_size: int = 256
+    micro_batch: int | None = None
+    precision: Precision = "no"
+    gradient_checkpointing: bool = False
+    optim: Optim = field(default_factory=Optim)
+    report_every: int = 10_000
+    validate_every: int = 500_000
+    validation_images: int = 10_000
+    snapshot_every: int = 200_000
+    keep_snapshots: int = 2
+    tracker: Tracker = "none"
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.batch_size < 1:
+            raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")

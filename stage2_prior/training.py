@@ -1,0 +1,226 @@
+"""The training of a prior on a token store: one function, top to bottom. The only clock is images seen."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.core.command import Interrupted, Interruption
+from pipeline.core.config import to_yaml
+from pipeline.core.errors import UserError
+from pipeline.core.files import new_folder, write_json
+from pipeline.core.launch import reduced, start_accelerator, start_tracker
+from pipeline.core.progress import progress_bar
+from pipeline.core.rng import derive_seed, generator
+from pipeline.core.run_folder import RunFolder
+from pipeline.core.running_means import RunningMeans
+from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
+from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from pipeline.core.token_store import TokenStore
+from stage2_prior.config import Stage2Config
+from stage2_prior.prior import Noise, Prior
+from stage2_prior.priors import build_prior
+
+
+def train(config: Stage2Config) -> Path:
+    """Train a prior, or go on where its last snapshot left it; gives the folder of the finished model."""
+    run = RunFolder(config.run)
+    finished = run.path / "prior"
+    accelerator = start_accelerator(config.precision, config.tracker, run.path)
+    store = TokenStore(config.tokens)
+    if accelerator.is_main_process:
+        run.open(config)
+    accelerator.wait_for_everyone()
+    if finished.exists():
+        accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")
+        return finished
+    interruption = Interruption()
+
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    prior = new_prior(config, store)
+    if config.gradient_checkpointing:
+        prior.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(prior, config.optim.weight_decay), config.optim.lr, _pair(config.optim.betas), fused=True
+    )
+    images_seen = 0
+    state = load_newest_snapshot(run.snapshots)
+    if state is not None:
+        require_tokenizer(state["tokenizer_sha256"], store, run)
+        images_seen = state["images_seen"]
+        prior.load_state_dict(state["prior"])
+        optimizer.load_state_dict(state["optimizer"])
+    prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
+    ema = EMAModel(list(prior.parameters()), decay=config.optim.ema)
+    if state is not None:
+        ema.load_state_dict(state["ema"])
+    ema.to(accelerator.device)
+    stepper, optimizer = accelerator.prepare(prior, optimizer)
+    if accelerator.is_main_process:
+        run.rewind(images_seen)
+    start_tracker(accelerator, config.tracker, config, run.path)
+
+    means = RunningMeans()
+    bar = progress_bar(config.images, f"prior {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    stepper.train()
+    for tokens, labels in store.training_batches(images_seen, config.images, config.batch_size, config.seed, rank, world):
+        rate = cosine_with_warmup(images_seen, config.optim.warmup, config.images, config.optim.final_lr)
+        set_learning_rate(optimizer, config.optim.lr * rate)
+        noise = prior.draw_noise(config.batch_size, generator(config.seed, "noise", images_seen))
+        count = prior.loss_count(noise)
+        rows = slice(rank * len(labels), (rank + 1) * len(labels))
+        noise = {name: values[rows] for name, values in noise.items()}
+
+        loss = torch.zeros((), device=accelerator.device)
+        chunks = torch.arange(len(labels)).split(config.micro_batch or len(labels))
+        for chunk in chunks:
+            draws = {name: values[chunk] for name, values in noise.items()}
+            inputs = _on(accelerator.device, tokens[chunk], labels[chunk], draws)
+            with nullcontext() if chunk is chunks[-1] else accelerator.no_sync(stepper):
+                with accelerator.autocast():
+                    # a share of the mean over the global batch; the processes' gradients are averaged, hence the factor
+                    part = stepper(*inputs) * (world / count)
+                accelerator.backward(part)
+            loss += part.detach()
+        norm = accelerator.clip_grad_norm_(prior.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(prior.parameters())
+
+        before, images_seen = images_seen, images_seen + config.batch_size
+        means.add({"loss": loss, "gradient_norm": torch.as_tensor(norm)})
+        bar.update(min(config.batch_size, config.images - before))
+        last = images_seen >= config.images
+        if last or crossed(before, images_seen, config.report_every):
+            record = means.take(accelerator)
+            if not torch.isfinite(torch.tensor(record["loss"])):
+                raise UserError(f"{run.path}: the loss is not finite after {images_seen} images; lower optim.lr")
+            if last or crossed(before, images_seen, config.validate_every):
+                record["validation_bits_per_token"] = validate(prior, ema, store, config, accelerator)
+            if accelerator.is_main_process:
+                run.log({"images": images_seen, **record, "lr": config.optim.lr * rate})
+                bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+            accelerator.log(record, step=images_seen)
+        stopping = interruption.signal_number is not None
+        if last or stopping or crossed(before, images_seen, config.snapshot_every):
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                state = {
+                    "images_seen": images_seen,
+                    "tokenizer_sha256": store.identity.tokenizer_sha256,
+                    "prior": prior.state_dict(),
+                    "optimizer": optimizer.optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                }
+                save_snapshot(run.snapshots, images_seen, state, config.keep_snapshots)
+            accelerator.wait_for_everyone()
+        if stopping and not last:
+            bar.close()
+            raise Interrupted(interruption.signal_number or 0)
+    bar.close()
+
+    ema.copy_to(prior.parameters())
+    if accelerator.is_main_process:
+        export(prior, finished, config, store)
+    accelerator.end_training()
+    return finished
+
+
+def new_prior(config: Stage2Config, store: TokenStore) -> Prior:
+    """A prior with fresh weights for the tokens and classes of a store; UserError where its settings do not fit."""
+    try:
+        return build_prior(num_classes=store.num_classes, **store.spec.to_dict(), **config.prior)
+    except TypeError as error:
+        problem = str(error).rpartition("() ")[2]
+        raise UserError(f"config.prior: {problem}; see configs/prior/{config.prior['name']}.yaml") from None
+
+
+def require_tokenizer(expected: str, store: TokenStore, run: RunFolder) -> None:
+    """UserError where a run goes on with tokens of another tokenizer than it began with."""
+    if expected != store.identity.tokenizer_sha256:
+        raise UserError(
+            f"{store.path}: tokens of tokenizer {store.identity.tokenizer_sha256[:12]}, but {run.path} learned those of "
+            f"{expected[:12]}; give another run=… or the store that it began with"
+        )
+
+
+def parameter_groups(prior: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices with weight decay; embeddings, gains and biases without."""
+    embeddings = {
+        id(parameter) for module in prior.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
+    }
+    decayed, plain = [], []
+    for parameter in prior.parameters():
+        (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def validate(prior: Prior, ema: EMAModel, store: TokenStore, config: Stage2Config, accelerator: Accelerator) -> float:
+    """Bits per token of the averaged weights on the first validation images, the same draws every time."""
+    images = min(config.validation_images, store.images("validation"))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    ema.store(prior.parameters())
+    ema.copy_to(prior.parameters())
+    prior.eval()
+    total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+    step = min(256, config.batch_size)
+    for number, start in enumerate(range(0, images, step)):
+        if number % world != rank:
+            continue
+        rows = range(start, min(start + step, images))
+        noise = prior.draw_noise(len(rows), generator(config.seed, "validation", start))
+        inputs = _on(accelerator.device, *store.batch("validation", rows), noise)
+        total += torch.stack([prior.validation_bits(*inputs).double().sum(), torch.tensor(len(rows)).double().to(total.device)])
+    prior.train()
+    ema.restore(prior.parameters())
+    bits, seen = reduced(accelerator, total, "sum").tolist()
+    return bits / (seen * store.spec.t)
+
+
+def export(prior: Prior, folder: Path, config: Stage2Config, store: TokenStore) -> None:
+    """Write the finished prior (safetensors, config.json) and what its tokens and classes are."""
+    prior.eval()
+    with new_folder(folder) as aside:
+        prior.save_pretrained(aside)
+        write_json(aside / "tokens.json", asdict(store.identity))
+        write_json(aside / "training.json", {"run": config.run, "tokens": config.tokens})
+
+
+def dry_run(config: Stage2Config) -> str:
+    """The resolved configuration and what it costs, as text."""
+    store = TokenStore(config.tokens)
+    prior = new_prior(config, store)
+    tokens, labels = store.batch("train", [0])
+    noise = prior.draw_noise(1, generator(0))
+    with FlopCounterMode(display=False) as counter:
+        prior(tokens, labels, noise).backward()
+    body = sum(parameter.numel() for parameter in prior.trunk.parameters())
+    total = sum(parameter.numel() for parameter in prior.parameters())
+    flops = counter.get_total_flops()
+    return "\n".join(
+        [
+            to_yaml(config),
+            f"prior: {total / 1e6:.2f} M parameters, {body / 1e6:.2f} M of them in the trunk",
+            f"tokens: {store.spec}; {store.images('train')} images for training, {store.images('validation')} for validation",
+            f"cost: about {flops / 1e9:.2f} GFLOP per image and training step, {flops * config.images / 1e15:.3g} PFLOP in all; "
+            f"{config.images / config.batch_size:.0f} steps",
+        ]
+    )
+
+
+def _on(device: torch.device, tokens: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
+    return tokens.to(device), labels.to(device), {name: draws.to(device) for name, draws in noise.items()}
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    first, second = values
+    return first, second
