@@ -22,7 +22,7 @@ SHAPES: dict[str, Callable[[Plane, Plane], Bool[np.ndarray, "n y x"]]] = {
     "ring": lambda x, y: (x**2 + y**2 < 1) & (x**2 + y**2 > 0.36),
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.85,
     "triangle": lambda x, y: (y < 0.8) & (y > 2 * abs(x) - 1),
-    "star": lambda x, y: abs(x)**0.5 + abs(y)**0.5 < 1.05,
+    "star": lambda x, y: abs(x)**0.5 + abs(y)**0.5 < 1,
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 1),
     "heart": lambda x, y: (1.2 * x)**2 + (0.3 - 1.2 * y - abs(1.2 * x)**0.67)**2 < 1,
     "crescent": lambda x, y: (x**2 + y**2 < 1) & ((x - 0.5)**2 + y**2 > 0.64),
