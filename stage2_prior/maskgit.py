@@ -15,6 +15,7 @@ from pipeline.core.errors import UserError
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
 from stage2_prior.schedules import MASK_SCHEDULES, mask_counts
+from stage2_prior.transformer import take
 
 
 class MaskGITPrior(Prior):
@@ -98,10 +99,16 @@ class MaskGITPrior(Prior):
         classes, given = self._request(labels, seeds, given)
 
         def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> list[Tensor]:
+            labels = self._branch_labels(classes[rows], branches)
             n = len(branches)
-            tokens, masked, positions = tokens.repeat(n, 1, 1), masked.repeat(n, 1), positions.repeat(n, 1)
-            features = self._features(tokens, masked, self._branch_labels(classes[rows], branches))
-            return self.codes.logits(features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1])))
+            if masked.all():  # nothing is known yet: one pass serves all samples of a class
+                labels, samples = labels.unique(return_inverse=True)
+                everywhere = masked[:1].expand(len(labels), -1)
+                features = self._features(tokens[:1].expand(len(labels), -1, -1), everywhere, labels)
+                features = take(features[samples], positions.repeat(n, 1))
+            else:
+                features = self._features(tokens.repeat(n, 1, 1), masked.repeat(n, 1), labels, queries=positions.repeat(n, 1))
+            return self.codes.logits(features)
 
         return sample_maskgit(logits, given, self.spec.scales, options, seeds, trace, progress)
 
@@ -111,9 +118,14 @@ class MaskGITPrior(Prior):
         masked: Bool[Tensor, "b t"],
         labels: Int[Tensor, " b"],
         seeds: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b t f"]:
+        queries: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m f"]:
+        """Features of all t tokens, or only of those that `queries` names."""
         x = self.codes.embed(tokens.masked_fill(masked[..., None], 0))
-        return self.trunk(torch.where(masked[..., None], self.mask, x), labels, seeds)[:, 1:]
+        x = torch.where(masked[..., None], self.mask, x)
+        if queries is None:
+            return self.trunk(x, labels, seeds)[:, 1:]
+        return self.trunk(x, labels, seeds, queries + 1)
 
 
 def smallest(priority: Float[Tensor, "b t"], count: Int[Tensor, " b"]) -> Bool[Tensor, "b t"]:

@@ -1,4 +1,4 @@
-"""In which order MaskGIT's sampler reveals tokens: a table of scores, lowest first.
+"""In which order MaskGIT's sampler reveals tokens: two tables of priorities, lowest first.
 
 Orders that do not look at the sampled value (all but "confidence") reproduce the model's joint distribution exactly when
 one token is revealed per step; "confidence" (the MaskGIT paper's) prefers likely values and is biased by design.
@@ -20,16 +20,13 @@ class Candidates:
     """What an order may look at: m still masked positions of each of r samples.
 
     `logits`: guided logits, float32, one "r m k" per index. `values`: the tokens drawn for these positions.
-    `choice`: uniform noise of this step. `choice_temperature`: of each sample at this step.
-    `uniform`, `halton`: priorities that a position keeps for the whole of the sampling.
+    `uniform`: noise of this step. `choice_temperature`: of each sample at this step.
     """
 
     logits: list[Float[Tensor, "r m k"]]
     values: Int[Tensor, "r m d"]
-    choice: Float[Tensor, "r m"]
-    choice_temperature: Float[Tensor, "r 1"]
     uniform: Float[Tensor, "r m"]
-    halton: Float[Tensor, "r m"]
+    choice_temperature: Float[Tensor, "r 1"]
 
 
 def gumbel(uniform: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -43,11 +40,11 @@ def _confidence(candidates: Candidates) -> Tensor:
         logits.gather(-1, candidates.values[..., j : j + 1]).squeeze(-1) - logits.logsumexp(-1)
         for j, logits in enumerate(candidates.logits)
     )
-    return -(likelihood + candidates.choice_temperature * gumbel(candidates.choice))
+    return -(likelihood + candidates.choice_temperature * gumbel(candidates.uniform))
 
 
 def _entropy(candidates: Candidates) -> Tensor:
-    total = torch.zeros_like(candidates.choice)
+    total = torch.zeros_like(candidates.uniform)
     for logits in candidates.logits:
         log_probs = logits.log_softmax(-1)
         total -= (log_probs.exp() * log_probs).sum(-1)
@@ -55,19 +52,10 @@ def _entropy(candidates: Candidates) -> Tensor:
 
 
 def _maxprob(candidates: Candidates) -> Tensor:
-    total = torch.zeros_like(candidates.choice)
+    total = torch.zeros_like(candidates.uniform)
     for logits in candidates.logits:
         total -= logits.amax(-1) - logits.logsumexp(-1)
     return total
-
-
-ORDERS: dict[str, Callable[[Candidates], Tensor]] = {
-    "confidence": _confidence,
-    "random": lambda candidates: candidates.uniform,
-    "halton": lambda candidates: candidates.halton,
-    "entropy": _entropy,
-    "maxprob": _maxprob,
-}
 
 
 @lru_cache(maxsize=64)
@@ -106,3 +94,33 @@ def halton_priorities(scales: tuple[tuple[int, int], ...], shifts: Float[Tensor,
         priorities.append(before + halton_ranks(h, w)[y[:, :, None], x[:, None, :]].flatten(1))
         before += h * w
     return torch.cat(priorities, dim=1).float()
+
+
+def _random(scales: tuple[tuple[int, int], ...], uniform: Tensor) -> Tensor:
+    return uniform
+
+
+def _halton(scales: tuple[tuple[int, int], ...], uniform: Tensor) -> Tensor:
+    """Halton ranks of all positions, coarse scales first, the grids rolled by a share of their size: two of the uniforms."""
+    priorities, before = [], 0
+    for h, w in scales:
+        y = (torch.arange(h) + (uniform[:, :1] * h).long()) % h
+        x = (torch.arange(w) + (uniform[:, -1:] * w).long()) % w
+        priorities.append(before + halton_ranks(h, w)[y[:, :, None], x[:, None, :]].flatten(1))
+        before += h * w
+    return torch.cat(priorities, dim=1).float()
+
+
+# Known before anything is sampled: (grids, a uniform number per sample and position) -> priority of every position.
+# The sampler asks for logits only where it reveals.
+PLANNED_ORDERS: dict[str, Callable[[tuple[tuple[int, int], ...], Float[Tensor, "b t"]], Float[Tensor, "b t"]]] = {
+    "random": _random,
+    "halton": _halton,
+}
+
+# Decided at each step from the logits at all positions that are still masked.
+ADAPTIVE_ORDERS: dict[str, Callable[[Candidates], Float[Tensor, "r m"]]] = {
+    "confidence": _confidence,
+    "entropy": _entropy,
+    "maxprob": _maxprob,
+}

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
-from stage2_prior.orders import ORDERS, Candidates, halton_priorities
+from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, Candidates
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, reveal_counts
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
@@ -83,7 +83,7 @@ class MaskGITSampling(SamplingOptions):
         super().__post_init__()
         _require(self.steps >= 1, "steps", self.steps, "give 1 or more")
         _choose("schedule", self.schedule, MASK_SCHEDULES)
-        _choose("order", self.order, ORDERS)
+        _choose("order", self.order, ADAPTIVE_ORDERS | PLANNED_ORDERS)
         _require(self.choice_temperature >= 0, "choice_temperature", self.choice_temperature, "give 0 or more")
 
 
@@ -188,39 +188,35 @@ def sample_maskgit(
     plans = [reveal_counts(unknown, options.steps, options.schedule) for unknown in masked.sum(1).tolist()]
     steps = max((len(plan) for plan in plans), default=0)
     rng = SampleRng(seeds)
-    start = rng.uniform(range(b), t + 2)
-    uniform = start[:, :t].to(device)
-    halton = halton_priorities(scales, start[:, t:]).to(device)
+    uniform = rng.uniform(range(b), t)
+    planned = PLANNED_ORDERS[options.order](scales, uniform).to(device) if options.order in PLANNED_ORDERS else None
     grids = []
     for step in range(steps):
         active = [row for row, plan in enumerate(plans) if step < len(plan)]
-        left = [sum(plans[row][step:]) for row in active]
-        done = [step / len(plans[row]) for row in active]
-        guidance = [
-            options.scale(share, 1 - rest / sum(plans[row])) for row, share, rest in zip(active, done, left, strict=True)
-        ]
         rows = torch.tensor(active, device=device)
+        counts = [plans[row][step] for row in active]
+        left = [sum(plans[row][step:]) for row in active]
+        guidance = [
+            options.scale(step / len(plans[row]), 1 - rest / sum(plans[row])) for row, rest in zip(active, left, strict=True)
+        ]
         now, hidden = tokens[rows], masked[rows]
-        positions = hidden.byte().argsort(dim=1, descending=True, stable=True)[:, : max(left)]
+        # masked positions first, in the planned order; where the order is planned, those of this step are enough
+        priority = torch.zeros(hidden.shape, device=device) if planned is None else planned[rows]
+        positions = priority.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True)
+        positions = positions[:, : max(left if planned is None else counts)]
         noise = rng.uniform(active, t, d + 1).to(device).gather(1, positions[..., None].expand(-1, -1, d + 1))
 
         guided = guide(lambda branches: logits(now, hidden, positions, rows, branches), guidance, device)  # noqa: B023
         values = torch.stack([draw(each, noise[..., j], options) for j, each in enumerate(guided)], dim=-1)
-        cooling = [1 - (step + 1) / len(plans[row]) for row in active]
-        priority = ORDERS[options.order](
-            Candidates(
-                logits=guided,
-                values=values,
-                choice=noise[..., d],
-                choice_temperature=options.choice_temperature * torch.tensor(cooling, device=device)[:, None],
-                uniform=uniform[rows].gather(1, positions),
-                halton=halton[rows].gather(1, positions),
-            )
-        )
+
         free = hidden.gather(1, positions)
-        rank = priority.masked_fill(~free, torch.inf).argsort(dim=1).argsort(dim=1)
-        counts = torch.tensor([plans[row][step] for row in active], device=device)
-        reveal = free & (rank < counts[:, None])  # exact counts, whatever ties there are
+        rank = torch.arange(positions.shape[1], device=device).expand_as(positions)
+        if planned is None:
+            cooling = torch.tensor([1 - (step + 1) / len(plans[row]) for row in active], device=device)[:, None]
+            candidates = Candidates(guided, values, noise[..., d], options.choice_temperature * cooling)
+            score = ADAPTIVE_ORDERS[options.order](candidates)
+            rank = score.masked_fill(~free, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        reveal = free & (rank < torch.tensor(counts, device=device)[:, None])  # exact counts, whatever ties there are
         index = positions[..., None].expand(-1, -1, d)
         tokens[rows] = now.scatter(1, index, torch.where(reveal[..., None], values, now.gather(1, index)))
         masked[rows] = hidden.scatter(1, positions, free & ~reveal)

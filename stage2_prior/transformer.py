@@ -59,6 +59,15 @@ class KeyValueCache:
         """The same storage, seen for some of the samples and as filled up to `length`."""
         return KeyValueCache(self.keys[:, rows], self.values[:, rows], self.modulation[rows], length)
 
+    def write(
+        self, layer: int, k: Float[Tensor, "b a n c"], v: Float[Tensor, "b a n c"]
+    ) -> tuple[Float[Tensor, "b a s c"], Float[Tensor, "b a s c"]]:
+        """Puts keys and values of the next places where they belong: all of this layer's so far."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
 
 def rotary_angles(scales: tuple[tuple[int, int], ...], head: int) -> Float[Tensor, "t {head//2}"]:
     """Angles per position of the tokens, all scales, in units of the finest grid: half of them turn with y, half with x."""
@@ -73,10 +82,21 @@ def rotary_angles(scales: tuple[tuple[int, int], ...], head: int) -> Float[Tenso
     return torch.cat(angles).float()
 
 
-def rotate(x: Float[Tensor, "b s a c"], cos: Float[Tensor, "s 1 c2"], sin: Float[Tensor, "s 1 c2"]) -> Float[Tensor, "b s a c"]:
-    """Turns the pairs (first half, second half) of every head by the angles of its position."""
+def rotate(
+    x: Float[Tensor, "b n a c"], scale: Float[Tensor, " c"], cos: Float[Tensor, "... n 1 c2"], sin: Float[Tensor, "... n 1 c2"]
+) -> Float[Tensor, "b n a c"]:
+    """Scales the channels, then turns the pairs (first half, second half) of every head by the angles of its position."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    first_scale, second_scale = scale.chunk(2)
+    # the scales go into the tables, which are small, so that the large tensor is passed over as rarely as can be
+    turned_first = torch.addcmul(first * (first_scale * cos), second, -(second_scale * sin))
+    turned_second = torch.addcmul(second * (second_scale * cos), first, first_scale * sin)
+    return torch.cat([turned_first, turned_second], dim=-1)
+
+
+def take(x: Float[Tensor, "b n f"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m f"]:
+    """The rows of each sample that its indices name."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def attend(
@@ -99,9 +119,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.causal, self.dropout, self.index = shape.heads, causal, dropout, index
         self.offsets = nn.Parameter(torch.zeros(6, shape.width))
-        self.qkv = Linear(shape.width, 3 * shape.width)
-        self.q_norm = nn.RMSNorm(shape.width // shape.heads, eps=EPS)
-        self.k_norm = nn.RMSNorm(shape.width // shape.heads, eps=EPS)
+        self.q = Linear(shape.width, shape.width)
+        self.kv = Linear(shape.width, 2 * shape.width)
+        self.q_scale = nn.Parameter(torch.ones(shape.width // shape.heads))
+        self.k_scale = nn.Parameter(torch.ones(shape.width // shape.heads))
         self.attention_out = Linear(shape.width, shape.width)
         self.mlp_in = Linear(shape.width, 2 * shape.hidden)
         self.mlp_out = Linear(shape.hidden, shape.width)
@@ -113,35 +134,37 @@ class Block(nn.Module):
         cos: Float[Tensor, "n 1 c2"],
         sin: Float[Tensor, "n 1 c2"],
         seeds: Int[Tensor, " b"] | None = None,
+        queries: Int[Tensor, "b m"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "b n f"]:
+    ) -> Float[Tensor, "b m f"]:
+        """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache."""
         attention_shift, attention_scale, attention_gate, mlp_shift, mlp_scale, mlp_gate = (
             (modulation + self.offsets).unsqueeze(2).unbind(1)
         )
-        branch = self._attention(self._modulated(x, attention_shift, attention_scale), cos, sin, cache)
+        places = self._modulated(x, attention_shift, attention_scale)
+        k, v = self._heads(self.kv(places), 2 * self.heads).chunk(2, dim=2)
+        k = rotate(F.rms_norm(k, k.shape[-1:], eps=EPS), self.k_scale, cos, sin)
+        if queries is not None:
+            x, places, cos, sin = take(x, queries), take(places, queries), cos[queries], sin[queries]
+        q = self._heads(self.q(places), self.heads)
+        q = rotate(F.rms_norm(q, q.shape[-1:], eps=EPS), self.q_scale, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.write(self.index, k, v)
+        branch = self.attention_out(attend(q, k, v, self.causal).transpose(1, 2).flatten(2))
         x = torch.addcmul(x, attention_gate, self._dropped(branch, seeds, 2 * self.index))
         value, gate = self.mlp_in(self._modulated(x, mlp_shift, mlp_scale)).chunk(2, dim=-1)
         branch = self.mlp_out(F.silu(gate) * value)
         return torch.addcmul(x, mlp_gate, self._dropped(branch, seeds, 2 * self.index + 1))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:2], heads, -1)
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
 
     def _dropped(self, x: Tensor, seeds: Tensor | None, salt: int) -> Tensor:
         return x if seeds is None or self.dropout == 0 else dropout(x, self.dropout, seeds, salt)
-
-    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None) -> Tensor:
-        b, n, f = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, f // self.heads).unbind(2)
-        q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
-        k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
-        v = v.transpose(1, 2)
-        if cache is not None:
-            end = cache.length + n
-            cache.keys[self.index, :, :, cache.length : end] = k
-            cache.values[self.index, :, :, cache.length : end] = v
-            k, v = cache.keys[self.index, :, :, :end], cache.values[self.index, :, :, :end]
-        return self.attention_out(attend(q, k, v, self.causal).transpose(1, 2).reshape(b, n, f))
 
 
 class Transformer(nn.Module):
@@ -181,18 +204,30 @@ class Transformer(nn.Module):
         self._gradient_checkpointing_func = _recompute
 
     def forward(
-        self, x: Float[Tensor, "b n f"], labels: Int[Tensor, " b"], seeds: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b n+1 f"]:
-        """Features of the class place and of the n token places; `seeds` switch dropout on, one per sample."""
+        self,
+        x: Float[Tensor, "b n f"],
+        labels: Int[Tensor, " b"],
+        seeds: Int[Tensor, " b"] | None = None,
+        queries: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m f"]:
+        """Features of the class place and of the n token places; `seeds` switch dropout on, one per sample.
+
+        With `queries`, the last block works out these places only: 0 is the class, i + 1 token i.
+        """
         x = torch.cat([self._prefix(labels), x + self.positions[: x.shape[1]]], dim=1)
         modulation = self._modulation(labels)
         cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, modulation, cos, sin, seeds)
-            else:
-                x = block(x, modulation, cos, sin, seeds)
-        return self.norm(x[:, self.prefix - 1 :])
+        *body, last = self.blocks
+        for block in body:
+            x = self._run(block, x, modulation, cos, sin, seeds)
+        if queries is None:
+            return self.norm(self._run(last, x, modulation, cos, sin, seeds)[:, self.prefix - 1 :])
+        return self.norm(self._run(last, x, modulation, cos, sin, seeds, queries + self.prefix - 1))
+
+    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *arguments)
+        return block(*arguments)
 
     def empty_cache(self, labels: Int[Tensor, " b"], places: int) -> KeyValueCache:
         """Storage for the prefix and `places` tokens of every sample."""
