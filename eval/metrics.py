@@ -39,13 +39,11 @@ class Moments:
 
 
 def moments(features: Float[Tensor, "n f"]) -> Moments:
-    """The moments of feature vectors; at least two."""
-    if len(features) < 2:
-        raise ValueError(f"moments: {len(features)} feature vectors; a covariance needs at least two")
+    """The moments of feature vectors; a single one has covariance 0, so that `combine` may take it."""
     centred = features.double()
     mean = centred.mean(0)
     centred = centred - mean
-    return Moments(len(features), mean, centred.T @ centred / (len(features) - 1))
+    return Moments(len(features), mean, centred.T @ centred / max(len(features) - 1, 1))
 
 
 def combine(parts: list[Moments]) -> Moments:

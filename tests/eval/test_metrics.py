@@ -1,0 +1,155 @@
+"""The metrics against other writings of them: scipy, scikit-image, brute force, closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from eval.metrics import (
+    combine,
+    frechet_distance,
+    frechet_standard_error,
+    inception_score,
+    kernel_distance,
+    kernel_standard_error,
+    mean,
+    mmd_without_blocks,
+    moments,
+    precision_recall,
+    psnr,
+    ssim,
+)
+
+
+def gaussian(n, dim, seed, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, dim, generator=generator) * torch.linspace(0.2, 2, dim) + shift
+
+
+def test_moments_are_numpys():
+    x = gaussian(50, 5, 0)
+    found = moments(x)
+    assert found.n == 50
+    np.testing.assert_allclose(found.mean, x.double().mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-12)
+
+
+def test_moments_of_parts_combine_exactly():
+    x = gaussian(101, 6, 1, shift=30.0)
+    whole, parts = moments(x), combine([moments(part) for part in x.split([7, 60, 34])])
+    assert parts.n == 101
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(parts.covariance, whole.covariance, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(300, 16), (40, 64)])  # the second has fewer images than features
+def test_frechet_distance_is_the_formula_in_float64(n, dim):
+    a, b = moments(gaussian(n, dim, 2)), moments(gaussian(n + 50, dim, 3, shift=0.3))
+    root = np.real(np.asarray(sqrtm((a.covariance @ b.covariance).numpy())))
+    wanted = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
+    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_and_symmetric():
+    a, b = moments(gaussian(400, 12, 4)), moments(gaussian(300, 12, 5, shift=1.0))
+    assert abs(frechet_distance(a, a)) < 1e-6
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+
+
+def test_frechet_standard_error_is_the_jackknife_by_hand():
+    x, reference = gaussian(120, 8, 6), moments(gaussian(200, 8, 7))
+    blocks = x.tensor_split(5)
+    values = np.array([frechet_distance(moments(torch.cat([*blocks[:i], *blocks[i + 1 :]])), reference) for i in range(5)])
+    wanted = math.sqrt(4 / 5 * np.square(values - values.mean()).sum())
+    assert frechet_standard_error(x, reference, blocks=5) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_two_standard_errors_cover_the_expected_distance():
+    reference = moments(gaussian(4000, 8, 8))
+    trials = [gaussian(300, 8, seed, shift=0.2) for seed in range(100, 160)]
+    values = np.array([frechet_distance(moments(x), reference) for x in trials])
+    errors = np.array([frechet_standard_error(x, reference) for x in trials])
+    covered = np.abs(values - values.mean()) < 2 * errors
+    assert covered.mean() >= 0.9
+    assert errors.mean() < 2 * values.std()  # and they are not just large
+
+
+def test_inception_score_of_a_uniform_and_of_a_certain_classifier():
+    assert inception_score(torch.zeros(100, 10)).value == pytest.approx(1)
+    certain = 100 * torch.eye(10).repeat(1000, 1)
+    assert inception_score(certain, splits=1).value == pytest.approx(10, abs=1e-3)
+
+
+def test_kernel_distance_is_torch_fidelitys_and_unbiased():
+    a, b = gaussian(200, 8, 9), gaussian(200, 8, 10)
+    wanted = kid_features_to_metric(a, b, kid_subsets=20, kid_subset_size=50, verbose=False)
+    found = kernel_distance(a, b, subsets=20, subset_size=50)
+    assert found.value == wanted["kernel_inception_distance_mean"]
+    assert found.standard_error is not None and abs(found.value) < 3 * found.standard_error + 0.05
+
+
+def test_kernel_jackknife_leaves_out_blocks_of_the_distance_of_all_pairs():
+    a, b = gaussian(60, 8, 11), gaussian(48, 8, 12, shift=0.2)
+    blocks = a.tensor_split(5)
+
+    def all_pairs(x):
+        kernel = lambda p, q: (p.double() @ q.double().T / 8 + 1) ** 3  # noqa: E731
+        among = kernel(x, x)
+        return (among.sum() - among.diagonal().sum()) / (len(x) * (len(x) - 1)) - 2 * kernel(x, b).mean()
+
+    wanted = torch.stack([all_pairs(torch.cat([*blocks[:i], *blocks[i + 1 :]])) for i in range(5)])
+    torch.testing.assert_close(mmd_without_blocks(a, b, 5), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_kernel_standard_error_is_the_spread_over_repetitions():
+    reference = gaussian(400, 8, 13)
+    trials = [gaussian(200, 8, seed, shift=0.1) for seed in range(200, 230)]
+    values = [kid_features_to_metric(x, reference[:200], kid_subsets=1, kid_subset_size=200, verbose=False) for x in trials]
+    spread = np.std([value["kernel_inception_distance_mean"] for value in values])
+    errors = np.mean([kernel_standard_error(x, reference[:200]) for x in trials])
+    assert spread / 2 < errors < 2 * spread
+
+
+def test_precision_and_recall_by_brute_force():
+    generated, real = gaussian(90, 6, 14, shift=0.8), gaussian(70, 6, 15)
+
+    def inside(points, manifold):
+        distances = torch.cdist(manifold.double(), manifold.double())
+        radius = distances.sort(1).values[:, 3]
+        return (torch.cdist(points.double(), manifold.double()) <= radius).any(1).double().mean().item()
+
+    precision, recall = precision_recall(generated, real)
+    assert precision.value == pytest.approx(inside(generated, real))
+    assert recall.value == pytest.approx(inside(real, generated))
+    assert 0 < recall.value < 1
+
+
+def test_psnr_and_ssim_are_scikit_images(crops, noisy, blurred):
+    for others in (noisy(crops[:6], 12.0), blurred(crops[:6], 1.0)):
+        found = psnr(crops[:6], others), ssim(crops[:6], others)
+        for row, (image, other) in enumerate(zip(crops[:6].numpy(), others.numpy(), strict=True)):
+            assert found[0][row].item() == pytest.approx(peak_signal_noise_ratio(image, other), abs=1e-9)
+            wanted = structural_similarity(
+                image, other, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+            )
+            assert found[1][row].item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_an_exact_copy(crops):
+    assert psnr(crops[:2], crops[:2]).tolist() == [100, 100]
+    assert ssim(crops[:2], crops[:2]).tolist() == pytest.approx([1, 1])
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+    with pytest.raises(ValueError, match="11"):
+        ssim(*torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_mean_has_the_standard_error_of_independent_values():
+    found = mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found.value == 3
+    assert found.standard_error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
