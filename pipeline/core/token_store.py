@@ -25,6 +25,7 @@ from pipeline.core.files import new_folder, read_json, write_json
 from pipeline.core.token_spec import TokenSpec
 
 SPLITS = ("train", "validation")
+datasets.disable_progress_bars()  # ours show what matters
 
 
 @dataclass(frozen=True)

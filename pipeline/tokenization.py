@@ -1,0 +1,150 @@
+"""Encoding a data set into a token store, shard by shard, over as many processes as were launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from jaxtyping import Int
+from torch import Tensor
+
+from pipeline.api import find_runs, load_tokenizer, tokenizer_folder, weights_sha256
+from pipeline.core.config import load_config
+from pipeline.core.data.images import ImageData, OrderedImages, UnreadableImages, ordered_batches
+from pipeline.core.data.sources import load_data
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
+from pipeline.core.launch import Precision, start_accelerator
+from pipeline.core.progress import progress_bar
+from pipeline.core.token_store import SPLITS, TokenIdentity, TokenStoreWriter
+from stage1_tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to encode with what, and where to; None stands for what the last command left."""
+
+    tokenizer: Path | None
+    data: str | None
+    settings: tuple[str, ...]
+    out: Path | None
+    batch_size: int
+    shard_images: int
+    mirrored: bool
+    precision: Precision
+    workers: int
+    max_unreadable: float
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data to encode, as a component."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def tokenize(job: Job, dry_run: bool = False) -> None:
+    """Encode both splits of a data set; shards that exist are kept."""
+    tokenizer_path = job.tokenizer or newest_tokenizer()
+    out = job.out or tokenizer_path.parent / "tokens"
+    tokenizer = load_tokenizer(tokenizer_path)
+    settings = data_settings(job, tokenizer_folder(tokenizer_path))
+    data = load_data(**settings)
+    identity = TokenIdentity(
+        spec=tokenizer.spec.to_dict(),
+        tokenizer=str(tokenizer_path),
+        tokenizer_sha256=weights_sha256(tokenizer_folder(tokenizer_path)),
+        data=settings,
+        data_fingerprint=data.fingerprint,
+        preprocessing=f"shorter side to {tokenizer.spec.image_size[0]}, centre crop (ADM)",
+        mirrored=job.mirrored,
+        shard_images=job.shard_images,
+        class_names=list(data.class_names),
+        class_ids=list(data.class_ids),
+        groups=list(data.groups),
+    )
+    splits = {"train": data.train, "validation": data.validation}
+    counts = ", ".join(f"{len(split)} images of {name}" for name, split in splits.items())
+    if dry_run:
+        print(f"{tokenizer_path} -> {out}\n{counts}\n{tokenizer.spec}")
+        return
+    accelerator = start_accelerator(job.precision, "none", out)
+    writer = TokenStoreWriter(out, identity)
+    if accelerator.is_main_process:
+        writer.open()
+    accelerator.wait_for_everyone()
+    if writer.finished():
+        accelerator.print(f"{out}: finished before; delete it to tokenize anew")
+        return
+    tokenizer.to(accelerator.device)  # pyright: ignore[reportArgumentType]
+    names = encode_shards(job, tokenizer, writer, data, accelerator)
+    unreadable = gather_object(sorted(names))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        store = writer.finish(unreadable)
+        note = f", {len(unreadable)} unreadable ones left out" if unreadable else ""
+        print(f"{out}: {store.images('train')} + {store.images('validation')} images, {store.spec}{note}")
+    accelerator.end_training()
+
+
+def encode_shards(
+    job: Job, tokenizer: Tokenizer, writer: TokenStoreWriter, data: ImageData, accelerator: Accelerator
+) -> set[str]:
+    """Encode the shards of this process that are not there yet; gives the names of unreadable images."""
+    tally = UnreadableImages(job.max_unreadable)
+    bar = progress_bar(len(data.train) + len(data.validation), "tokenize", enabled=accelerator.is_main_process)
+    shard_number = 0
+    for split, images in zip(SPLITS, (data.train, data.validation), strict=True):
+        dataset = OrderedImages(images, tokenizer.spec.image_size[0])
+        for shard, start in enumerate(range(0, len(images), job.shard_images)):
+            stop = min(start + job.shard_images, len(images))
+            shard_number += 1
+            mine = shard_number % accelerator.num_processes == accelerator.process_index
+            if mine and not writer.has(split, shard):
+                columns: list[list[Tensor]] = [[], [], [], []]
+                for batch in ordered_batches(dataset, job.batch_size, start, stop, job.workers):
+                    tally.update(batch)
+                    pixels = batch["image"].to(accelerator.device).float() / 127.5 - 1
+                    with accelerator.autocast():
+                        tokens = tokenizer.encode(pixels)
+                        mirrored = tokenizer.encode(pixels.flip(-1)) if job.mirrored and split == "train" else tokens
+                    for column, values in zip(columns, (tokens, mirrored, batch["label"], batch["index"]), strict=True):
+                        column.append(values.cpu())
+                    bar.update(len(batch["label"]))
+                writer.write(split, shard, *map(joined, columns))
+            else:
+                bar.update(stop - start)
+    bar.close()
+    return tally.names
+
+
+def joined(parts: Iterable[Tensor]) -> Int[Tensor, "..."]:
+    """Batches one after the other."""
+    return torch.cat(list(parts))
+
+
+def newest_tokenizer() -> Path:
+    """The newest finished tokenizer below `runs`."""
+    runs = find_runs("runs", "tokenizer")
+    if not runs:
+        raise UserError("runs: no finished tokenizer; train one with accelerate launch stage1_tokenizer/train.py")
+    return runs[0]
+
+
+def data_settings(job: Job, tokenizer: Path) -> dict[str, Any]:
+    """The data that was asked for, or that the tokenizer was trained on."""
+    given = job.data or read_json(tokenizer / "training.json")["data"]
+    path_free = [setting for setting in job.settings if not setting.startswith("data.")]
+    if path_free:
+        raise UserError(f"{path_free[0]}: not an option of the data; write data.option=value")
+    if isinstance(given, str):
+        return load_config(DataSettings, None, [f"data={given}", *job.settings]).data
+    name, options = given["name"], [f"data.{key}={value}" for key, value in given.items() if key != "name"]
+    return load_config(DataSettings, None, [f"data={name}", *options, *job.settings]).data
+
+

@@ -1,0 +1,62 @@
+"""Encode a data set into a token store:  accelerate launch pipeline/tokenize_dataset.py --tokenizer RUN --out TOKENS"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.core.command import run_command
+from pipeline.core.errors import UserError
+
+EXAMPLES = """examples:
+  accelerate launch pipeline/tokenize_dataset.py                the newest tokenizer, on the data that it was trained on
+  accelerate launch pipeline/tokenize_dataset.py --tokenizer runs/f16 --data imagenet --out runs/f16_tokens
+
+Shards that are written already are kept: running the same command again goes on."""
+
+
+def main() -> None:
+    """Parse the command line, then encode."""
+    parser = argparse.ArgumentParser(
+        description="Encode a data set into tokens, once, for training priors.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tokenizer", metavar="RUN", help="a finished tokenizer (default: the newest below runs/)")
+    parser.add_argument("--data", metavar="NAME", help="a file in configs/data/ (default: what the tokenizer was trained on)")
+    parser.add_argument("--out", metavar="TOKENS", help="the store (default: `tokens` beside the tokenizer's run)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time per process (default: 128)")
+    parser.add_argument("--shard-images", type=int, default=8192, metavar="N", help="images in a shard (default: 8192)")
+    parser.add_argument("--no-mirror", action="store_true", help="leave out the tokens of the mirrored images")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder (default: float32)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument("--max-unreadable", type=float, default=0.01, metavar="SHARE", help="of broken images (default: 0.01)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, then stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="options of the data, e.g. data.path=/my/images")
+    arguments = parser.parse_args()
+    for name in ("batch_size", "shard_images"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")
+
+    # imported here so that --help and usage errors answer at once
+    from pipeline.tokenization import Job, tokenize
+
+    tokenize(
+        Job(
+            tokenizer=arguments.tokenizer and Path(arguments.tokenizer),
+            data=arguments.data,
+            settings=tuple(arguments.settings),
+            out=arguments.out and Path(arguments.out),
+            batch_size=arguments.batch_size,
+            shard_images=arguments.shard_images,
+            mirrored=not arguments.no_mirror,
+            precision=arguments.precision,
+            workers=arguments.workers,
+            max_unreadable=arguments.max_unreadable,
+        ),
+        dry_run=arguments.dry_run,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
