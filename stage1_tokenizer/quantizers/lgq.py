@@ -9,13 +9,14 @@ from stage1_tokenizer.quantizers.codebooks import STARTS, Candidates, cluster_co
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.global_batch import global_mean, global_sum, processes
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
-from stage1_tokenizer.quantizers.nearest import nearest_codes, nearest_gap
+from stage1_tokenizer.quantizers.nearest import nearest_codes, two_nearest
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.schedules import SCHEDULES
 from stage1_tokenizer.quantizers.soft_assignment import SoftAssignment, soft_assign
 from stage1_tokenizer.quantizers.usage import peak_penalty, unbiased_usage_penalty, usage_penalty
 
-MEMORY = 0.99  # of the moving averages of the gap and of the shares, per step
+MEMORY = 0.99  # of the moving average of the shares, per step
+GAP_MEMORY = 0.9  # of the gap: latents change their scale quickly at first
 GAP_ROWS = 256  # vectors that the gap is measured on, per global batch
 
 
@@ -121,23 +122,24 @@ class LGQ(Quantizer):
     def anneal(self, progress: float) -> None:
         self.t.fill_(self.schedule(self.temperature_start, self.temperature_end, progress))
         counted = self.new_counts.sum()
-        weight = torch.where(counted > 0, 1 - MEMORY, 0.0).to(self.shares)  # calls without a forward between are one
-        self.gap.copy_(torch.where(self.gap > 0, self.gap.lerp(self.new_gap, weight), self.new_gap))
-        self.shares.lerp_(self.new_counts / counted.clamp_min(1), weight)
+        seen = (counted > 0).to(self.shares)  # calls without a forward between are one
+        self.gap.copy_(torch.where(self.gap > 0, self.gap.lerp(self.new_gap, (1 - GAP_MEMORY) * seen), self.new_gap))
+        self.shares.lerp_(self.new_counts / counted.clamp_min(1), (1 - MEMORY) * seen)
         self.new_counts.zero_()
         fair = 1 / len(self.shares)
         revived = self.candidates.take(self.codebook, self.shares < self.revive_below * fair)
         self.shares.copy_(torch.where(revived, fair, self.shares))
 
+    @torch.no_grad()
     def _measure_gap(self, z: Tensor) -> Tensor:
-        return global_mean(nearest_gap(z[:: evenly(len(z), GAP_ROWS)], self.codebook).mean())
+        first, second = two_nearest(z[:: evenly(len(z), GAP_ROWS)], self.codebook).unbind(1)
+        # the small part of the distance keeps gradients finite where no gap is left: equal codes, a single code
+        return global_mean((second - first + 1e-4 * first).mean())
 
     def _temperature(self, gap: Tensor) -> Tensor:
         if not self.relative_temperature:
             return self.t
-        # the floor keeps the gradient finite where all gaps vanish (equal codes, a single code)
-        spread = (self.codebook.detach() - self.codebook.detach().mean(0)).square().sum(1).mean()
-        return (self.t * torch.where(self.gap > 0, self.gap, gap)).maximum(1e-6 * spread + 1e-12)
+        return (self.t * torch.where(self.gap > 0, self.gap, gap)).clamp_min(1e-12)
 
     def _usage_penalty(self, soft: SoftAssignment, vectors: int) -> Tensor:
         usage, purity = soft.usage, soft.purity.mean()

@@ -1,6 +1,7 @@
-"""LGQ as published: soft assignment of learnable codes, hard in value (arXiv and code: see research notes; "lmb").
+"""LGQ as published: soft assignment of learnable codes, hard in value.
 
-The objective to the letter of the public code's default mode (flattened, similarity "l2_sq"); `lgq` is ours.
+The objective is to the letter that of the public code's default mode (MultiBinDiscretizer, "lmb": flattened, "l2_sq").
+`lgq` is ours.
 """
 
 import torch

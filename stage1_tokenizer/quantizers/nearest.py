@@ -43,12 +43,11 @@ def _nearest(z: Tensor, codes: Tensor, norms: Tensor, columns: int) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_gap(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, " n"]:
-    """How much farther (squared) the second-nearest code is than the nearest; 0 with a single code. Dense: for few rows."""
-    if len(codebook) == 1:
-        return z.new_zeros(len(z))
+def two_nearest(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n 2"]:
+    """Squared distances to the nearest and the second-nearest code (a single code counts twice). Dense: for few vectors."""
     with full_precision(z.device):
         centre = codebook.mean(0)
-        codes = codebook - centre
-        nearest = torch.addmm(codes.square().sum(1), z - centre, codes.T, alpha=-2).topk(2, largest=False).values
-        return nearest[:, 1] - nearest[:, 0]
+        z, codes = z - centre, codebook - centre
+        distances = torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2)
+        nearest = distances.topk(min(2, len(codes)), largest=False).values
+        return (nearest + z.square().sum(1, keepdim=True)).clamp_min(0).expand(-1, 2)

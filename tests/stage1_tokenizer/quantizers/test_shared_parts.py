@@ -12,7 +12,7 @@ from stage1_tokenizer.quantizers.codebooks import (
     start_from_data,
 )
 from stage1_tokenizer.quantizers.estimators import straight_through
-from stage1_tokenizer.quantizers.nearest import nearest_codes, nearest_gap
+from stage1_tokenizer.quantizers.nearest import nearest_codes, two_nearest
 from stage1_tokenizer.quantizers.schedules import geometric, linear
 from stage1_tokenizer.quantizers.usage import peak_penalty, perplexity, unbiased_usage_penalty, usage_penalty
 
@@ -46,11 +46,12 @@ def test_no_vector_gives_no_index():
     assert nearest_codes(torch.zeros(0, 3), torch.zeros(4, 3)).shape == (0,)
 
 
-def test_gap_is_second_less_first(draw):
+def test_two_nearest_against_brute_force(draw):
     z, codebook = torch.randn(20, 3, generator=draw), torch.randn(8, 3, generator=draw)
-    two = torch.cdist(z, codebook).square().topk(2, largest=False).values
-    torch.testing.assert_close(nearest_gap(z, codebook), two[:, 1] - two[:, 0], rtol=1e-4, atol=1e-5)
-    assert nearest_gap(z, codebook[:1]).tolist() == [0] * 20
+    distances = (z[:, None] - codebook[None]).square().sum(-1)
+    expected = distances.topk(2, largest=False).values
+    torch.testing.assert_close(two_nearest(z, codebook), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two_nearest(z, codebook[:1]), distances[:, :1].expand(-1, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_straight_through_is_exact_in_value_and_has_the_gradient_of_the_path(draw):
