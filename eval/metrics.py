@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
-from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -58,27 +57,37 @@ def combine(parts: list[Moments]) -> Moments:
     return Moments(n, mean, scatter / (n - 1))
 
 
-def frechet_distance(generated: Moments, reference: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, eq. 6); biased upwards by about 1/n."""
-    first, second = ({"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (generated, reference))
-    return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+def frechet_distance(generated: Float[Tensor, "n f"], reference: Moments, blocks: int = JACKKNIFE_BLOCKS) -> Estimate:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, eq. 6); biased upwards by about 1/n.
 
-
-def frechet_standard_error(generated: Float[Tensor, "n f"], reference: Moments, blocks: int = JACKKNIFE_BLOCKS) -> float:
-    """The delete-one-block jackknife standard error of the Frechet distance to a fixed reference.
-
-    A bootstrap would not do: resampled sets hold duplicates, and their distances lie above the one they should surround.
-    The features come in random order.
+    Equal to torch-fidelity's, by the eigenvalues of a symmetric matrix, which take a tenth of the time. The standard error is
+    a delete-one-block jackknife against the reference as it is, so the features come in random order. (A bootstrap would not
+    do: resampled sets hold duplicates, and their distances lie above the one they should surround.) The trace of the root is
+    expanded to second order around all images, so one eigendecomposition serves all blocks; where there are more images than
+    features that is within a few per cent of as many full distances.
     """
-    parts = [moments(part) for part in generated.tensor_split(blocks)]
+    n, whole = len(generated), moments(generated)
     root = _square_root(reference.covariance)
-    values = []
-    for left_out in range(blocks):
-        rest = combine(parts[:left_out] + parts[left_out + 1 :])
-        # C1 C2 has the eigenvalues of R C1 R with R R = C2, which is symmetric: half the work
-        eigenvalues = torch.linalg.eigvalsh(root @ rest.covariance @ root).clamp_min(0)
-        values.append((rest.mean - reference.mean).square().sum() + rest.covariance.trace() - 2 * eigenvalues.sqrt().sum())
-    return _jackknife(torch.stack(values))
+    # C1 C2 has the eigenvalues of R C1 R with R R = C2
+    eigenvalues, vectors = torch.linalg.eigh(root @ whole.covariance @ root)
+    kept = eigenvalues > eigenvalues[-1] * 1e-10
+    value = (whole.mean - reference.mean).square().sum() + whole.covariance.trace() + reference.covariance.trace()
+    value = (value - 2 * eigenvalues.clamp_min(0).sqrt().sum()).item()
+    if n < 2 * blocks:
+        return Estimate(value)
+
+    roots, basis = eigenvalues[kept].sqrt(), root @ vectors[:, kept]
+    curvature = 1 / (roots[:, None] * roots * (roots[:, None] + roots))
+    without = []
+    for block in (generated.double() - whole.mean).tensor_split(blocks):
+        m = n - len(block)
+        shift, inside = -block.sum(0) / m, block @ basis
+        scatter = torch.diag((n - 1) * roots**2) - inside.T @ inside - m * torch.outer(shift @ basis, shift @ basis)
+        change = scatter / (m - 1) - torch.diag(roots**2)
+        trace = ((n - 1) * whole.covariance.trace() - block.square().sum() - m * shift.square().sum()) / (m - 1)
+        root_trace = (roots + change.diagonal() / roots / 2).sum() - (change.square() * curvature).sum() / 4
+        without.append((whole.mean + shift - reference.mean).square().sum() + trace - 2 * root_trace)
+    return Estimate(value, _jackknife(torch.stack(without)))
 
 
 def inception_score(logits: Float[Tensor, "n k"], splits: int = 10) -> Estimate:

@@ -48,7 +48,7 @@ def test_torch_fidelity_with_our_extractor_gives_our_numbers(crops, noisy, extra
     a, b = extract([ours], extractor, 48, "a"), extract([theirs], extractor, 48, "b")
     precision, recall = precision_recall(a.pool, b.pool)
     found = {
-        "frechet_inception_distance": frechet_distance(moments(a.pool), moments(b.pool)),
+        "frechet_inception_distance": frechet_distance(a.pool, moments(b.pool)).value,
         "kernel_inception_distance_mean": kernel_distance(a.pool, b.pool, 10, 40).value,
         "inception_score_mean": inception_score(a.logits).value,
         "precision": precision.value,
@@ -78,7 +78,7 @@ def test_the_distances_order_degradations(crops, blurred, noisy, extractor, meas
     def scores(images):
         found = extract([images], extractor, len(images), "degraded").pool
         # the Frechet distance of 96 images needs fewer features than images, and takes seconds on all of them
-        distance = frechet_distance(moments(found[:, ::40]), moments(measured.pool[:96, ::40]))
+        distance = frechet_distance(found[:, ::40], moments(measured.pool[:96, ::40])).value
         return distance, kernel_distance(found, measured.pool[:96], 10, 80).value
 
     plain, soft, softer = scores(tested), scores(blurred(tested, 0.8)), scores(blurred(tested, 1.6))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from eval.metrics import (
     combine,
     frechet_distance,
-    frechet_standard_error,
     inception_score,
     kernel_distance,
     kernel_standard_error,
@@ -46,36 +46,48 @@ def test_moments_of_parts_combine_exactly():
     torch.testing.assert_close(parts.covariance, whole.covariance, rtol=1e-9, atol=1e-11)
 
 
+def fidelitys(a, b):
+    """torch-fidelity's Frechet distance of two sets of features."""
+    first, second = ({"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (moments(a), moments(b)))
+    return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+
+
 @pytest.mark.parametrize(("n", "dim"), [(300, 16), (40, 64)])  # the second has fewer images than features
-def test_frechet_distance_is_the_formula_in_float64(n, dim):
-    a, b = moments(gaussian(n, dim, 2)), moments(gaussian(n + 50, dim, 3, shift=0.3))
+def test_frechet_distance_is_the_formula_in_float64_and_torch_fidelitys(n, dim):
+    x, y = gaussian(n, dim, 2), gaussian(n + 50, dim, 3, shift=0.3)
+    a, b = moments(x), moments(y)
     root = np.real(np.asarray(sqrtm((a.covariance @ b.covariance).numpy())))
     wanted = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
-    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-5)
+    found = frechet_distance(x, b).value
+    assert found == pytest.approx(float(wanted), rel=1e-5)
+    assert found == pytest.approx(fidelitys(x, y), rel=1e-6)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero_and_symmetric():
-    a, b = moments(gaussian(400, 12, 4)), moments(gaussian(300, 12, 5, shift=1.0))
-    assert abs(frechet_distance(a, a)) < 1e-6
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    x, y = gaussian(400, 12, 4), gaussian(300, 12, 5, shift=1.0)
+    assert abs(frechet_distance(x, moments(x)).value) < 1e-6
+    assert frechet_distance(x, moments(y)).value == pytest.approx(frechet_distance(y, moments(x)).value, rel=1e-9)
 
 
-def test_frechet_standard_error_is_the_jackknife_by_hand():
-    x, reference = gaussian(120, 8, 6), moments(gaussian(200, 8, 7))
-    blocks = x.tensor_split(5)
-    values = np.array([frechet_distance(moments(torch.cat([*blocks[:i], *blocks[i + 1 :]])), reference) for i in range(5)])
-    wanted = math.sqrt(4 / 5 * np.square(values - values.mean()).sum())
-    assert frechet_standard_error(x, reference, blocks=5) == pytest.approx(wanted, rel=1e-6)
+@pytest.mark.parametrize(("n", "dim", "shift"), [(600, 8, 0.0), (600, 32, 0.4), (192, 96, 0.1)])
+def test_frechet_standard_error_is_the_jackknife_by_hand(n, dim, shift):
+    x, reference = gaussian(n, dim, 6, shift), gaussian(2 * n, dim, 7)
+    blocks = x.tensor_split(20)
+    values = np.array([fidelitys(torch.cat([*blocks[:i], *blocks[i + 1 :]]), reference) for i in range(20)])
+    wanted = math.sqrt(19 / 20 * np.square(values - values.mean()).sum())
+    assert frechet_distance(x, moments(reference)).standard_error == pytest.approx(wanted, rel=0.05)
 
 
 def test_two_standard_errors_cover_the_expected_distance():
     reference = moments(gaussian(4000, 8, 8))
-    trials = [gaussian(300, 8, seed, shift=0.2) for seed in range(100, 160)]
-    values = np.array([frechet_distance(moments(x), reference) for x in trials])
-    errors = np.array([frechet_standard_error(x, reference) for x in trials])
-    covered = np.abs(values - values.mean()) < 2 * errors
-    assert covered.mean() >= 0.9
+    found = [frechet_distance(gaussian(300, 8, seed, shift=0.2), reference) for seed in range(100, 160)]
+    values, errors = np.array([f.value for f in found]), np.array([f.standard_error for f in found])
+    assert (np.abs(values - values.mean()) < 2 * errors).mean() >= 0.9
     assert errors.mean() < 2 * values.std()  # and they are not just large
+
+
+def test_too_few_images_for_a_standard_error_get_none():
+    assert frechet_distance(gaussian(30, 8, 0), moments(gaussian(30, 8, 1))).standard_error is None
 
 
 def test_inception_score_of_a_uniform_and_of_a_certain_classifier():
