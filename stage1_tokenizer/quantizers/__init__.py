@@ -6,9 +6,11 @@ from typing import Any
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
 from stage1_tokenizer.quantizers.lgq import LGQ
+from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
 from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.vq import VQ
+from stage1_tokenizer.quantizers.vq_cosine import VQCosine
 from stage1_tokenizer.quantizers.vq_ema import VQEMA
 
 __all__ = [
@@ -24,8 +26,10 @@ __all__ = [
 QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "fsq": FSQ,
     "lgq": LGQ,
+    "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
     "vq": VQ,
+    "vq_cosine": VQCosine,
     "vq_ema": VQEMA,
 }
 

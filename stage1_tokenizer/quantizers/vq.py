@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizers.distortion import codebook_and_commitment
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes
@@ -25,10 +26,7 @@ class VQ(Quantizer):
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         index = nearest_codes(z, self.codebook)
         codes = F.embedding(index, self.codebook)
-        losses = {}
-        if self.training:
-            losses["codebook"] = F.mse_loss(codes, z.detach())
-            losses["commitment"] = self.commitment_weight * F.mse_loss(z, codes.detach())
+        losses = codebook_and_commitment(z, codes, self.commitment_weight) if self.training else {}
         return QuantizerOutput(straight_through(z, codes), index[:, None], losses)
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
