@@ -14,10 +14,10 @@ from pipeline.core.data.images import ImageData
 from pipeline.core.data.labels import find_classes
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, sha256
+from pipeline.core.files import sha256
 from pipeline.core.token_spec import TokenSpec
-from pipeline.core.token_store import TokenIdentity, TokenStore
-from pipeline.generator import ImageGenerator
+from pipeline.core.token_store import TokenStore, read_identity
+from pipeline.generator import ImageGenerator, to_uint8
 from stage1_tokenizer.quantizers import build_quantizer
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Prior
@@ -39,6 +39,7 @@ __all__ = [
     "load_prior",
     "load_tokenizer",
     "prior_folder",
+    "to_uint8",
     "tokenizer_folder",
     "weights_sha256",
 ]
@@ -78,9 +79,14 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
     if (path / "model_index.json").exists():
         for part in ("tokenizer", "prior"):
             _require_weights(path / part)
-        return ImageGenerator.from_pretrained(path)
+        try:
+            return ImageGenerator.from_pretrained(path)
+        except UserError:
+            raise
+        except Exception as error:  # as in load_tokenizer
+            raise UserError(f"{path}: damaged pipeline ({_first_line(error)}); save or copy it again") from None
     folder = prior_folder(path)
-    identity = TokenIdentity(**read_json(folder / "tokens.json"))
+    identity = read_identity(folder / "tokens.json")
     tokenizer = load_tokenizer(identity.tokenizer)
     found = weights_sha256(tokenizer_folder(identity.tokenizer))
     if found != identity.tokenizer_sha256:
@@ -116,11 +122,10 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _part(path: Path, part: str, command: str) -> Path:
-    if (path / part / "config.json").exists():
-        return path / part
-    if (path / WEIGHTS).exists() or path.name == part:
-        return path
-    if (path / "config.yaml").exists() and (path / "snapshots").exists():
+    for folder in (path / part, path):
+        if (folder / "config.json").exists() or (folder / WEIGHTS).exists():
+            return folder
+    if (path / "config.yaml").exists():
         raise UserError(f"{path}: this run has not finished; run its {command} again to go on")
     if path.exists():
         raise UserError(f"{path}: holds no {part}; give the folder of a finished run of {command}")

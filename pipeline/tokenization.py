@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from jaxtyping import Int
 from torch import Tensor
 
@@ -61,7 +62,7 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
         tokenizer_sha256=weights_sha256(tokenizer_folder(tokenizer_path)),
         data=settings,
         data_fingerprint=data.fingerprint,
-        preprocessing=f"shorter side to {tokenizer.spec.image_size[0]}, centre crop (ADM)",
+        preprocessing=f"shorter side to {tokenizer.spec.image_size[0]}, centre crop (ADM), precision {job.precision}",
         mirrored=job.mirrored,
         shard_images=job.shard_images,
         class_names=list(data.class_names),
@@ -82,10 +83,11 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
         accelerator.print(f"{out}: finished before; delete it to tokenize anew")
         return
     tokenizer.to(accelerator.device)  # pyright: ignore[reportArgumentType]
-    names = encode_shards(job, tokenizer, writer, data, accelerator)
-    unreadable = gather_object(sorted(names))
+    encode_shards(job, tokenizer, writer, data, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        # from the gaps, so that those in shards of an earlier, interrupted command are named too
+        unreadable = [image_name(split, row) for name, split in splits.items() for row in writer.missing(name, len(split))]
         store = writer.finish(unreadable)
         note = f", {len(unreadable)} unreadable ones left out" if unreadable else ""
         print(f"{out}: {store.images('train')} + {store.images('validation')} images, {store.spec}{note}")
@@ -94,8 +96,8 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
 
 def encode_shards(
     job: Job, tokenizer: Tokenizer, writer: TokenStoreWriter, data: ImageData, accelerator: Accelerator
-) -> set[str]:
-    """Encode the shards of this process that are not there yet; gives the names of unreadable images."""
+) -> None:
+    """Encode the shards of this process that are not there yet."""
     tally = UnreadableImages(job.max_unreadable)
     bar = progress_bar(len(data.train) + len(data.validation), "tokenize", enabled=accelerator.is_main_process)
     shard_number = 0
@@ -106,9 +108,12 @@ def encode_shards(
             shard_number += 1
             mine = shard_number % accelerator.num_processes == accelerator.process_index
             if mine and not writer.has(split, shard):
-                columns: list[list[Tensor]] = [[], [], [], []]
+                nothing = torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.int64)
+                columns = [[nothing], [nothing], [nothing[:, 0, 0]], [nothing[:, 0, 0]]]
                 for batch in ordered_batches(dataset, job.batch_size, start, stop, job.workers):
                     tally.update(batch)
+                    if not len(batch["label"]):
+                        continue
                     pixels = batch["image"].to(accelerator.device).float() / 127.5 - 1
                     with accelerator.autocast():
                         tokens = tokenizer.encode(pixels)
@@ -120,7 +125,11 @@ def encode_shards(
             else:
                 bar.update(stop - start)
     bar.close()
-    return tally.names
+
+
+def image_name(split: datasets.Dataset, row: int) -> str:
+    """An image's file, or its number where it has none."""
+    return split[row]["image"]["path"] or f"image {row}"
 
 
 def joined(parts: Iterable[Tensor]) -> Int[Tensor, "..."]:
@@ -138,13 +147,14 @@ def newest_tokenizer() -> Path:
 
 def data_settings(job: Job, tokenizer: Path) -> dict[str, Any]:
     """The data that was asked for, or that the tokenizer was trained on."""
+    if job.data is None and not (tokenizer / "training.json").exists():
+        raise UserError(f"{tokenizer}: does not say what data it was trained on; give --data")
     given = job.data or read_json(tokenizer / "training.json")["data"]
     path_free = [setting for setting in job.settings if not setting.startswith("data.")]
     if path_free:
         raise UserError(f"{path_free[0]}: not an option of the data; write data.option=value")
     if isinstance(given, str):
         return load_config(DataSettings, None, [f"data={given}", *job.settings]).data
-    name, options = given["name"], [f"data.{key}={value}" for key, value in given.items() if key != "name"]
+    # as JSON, which is YAML: a path may hold what YAML reads otherwise, and None is not a text
+    name, options = given["name"], [f"data.{key}={json.dumps(value)}" for key, value in given.items() if key != "name"]
     return load_config(DataSettings, None, [f"data={name}", *options, *job.settings]).data
-
-

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--max-unreadable", type=float, default=0.01, metavar="SHARE", help="of broken images (default: 0.01)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, then stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="options of the data, e.g. data.path=/my/images")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options and settings in any order
     for name in ("batch_size", "shard_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")

@@ -73,3 +73,5 @@ class Stage1Config:
             raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")
+        if self.keep_snapshots < 1 or self.workers < 0:
+            raise ValueError(f"keep_snapshots, workers: {self.keep_snapshots}, {self.workers}; at least 1 and 0")

@@ -16,7 +16,7 @@ Running the same command again goes on where the last snapshot left it, and does
 def main() -> None:
     """Parse the command line, then train."""
     parser = training_parser("Train an image tokenizer.", "configs/stage1/demo.yaml", EXAMPLES)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options and settings in any order
 
     # imported here so that --help and usage errors answer at once
     from pipeline.core.config import load_config

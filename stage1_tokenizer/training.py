@@ -18,7 +18,7 @@ from pipeline.core.data.images import ImageDataset, UnreadableImages, image_batc
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import gathered, reduced, start_accelerator, start_tracker
+from pipeline.core.launch import agreed_signal, gathered, reduced, start_accelerator, start_tracker
 from pipeline.core.perceptual import load_perceptual
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed
@@ -67,7 +67,7 @@ def train(config: Stage1Config) -> Path:
     state = load_newest_snapshot(run.snapshots)
     if state is None:
         tokenizer.to(accelerator.device)
-        initialize_codes(tokenizer, dataset, accelerator)
+        initialize_codes(tokenizer, dataset, config, accelerator)
     else:
         images_seen = state["images_seen"]
         tokenizer.load_state_dict(state["tokenizer"])
@@ -82,16 +82,20 @@ def train(config: Stage1Config) -> Path:
     stepper, optimizer, judge, discriminator_optimizer = accelerator.prepare(
         objective, optimizer, discriminator, discriminator_optimizer
     )
+    means = RunningMeans()
+    tokens: list[Tensor] = []
+    if state is not None:
+        means.load_state_dict(state["means"], accelerator.device)
+        tokens = [state["tokens"].to(accelerator.device).tensor_split(accelerator.num_processes)[accelerator.process_index]]
     if accelerator.is_main_process:
         run.rewind(images_seen)
     start_tracker(accelerator, config.tracker, config, run.path)
 
-    means = RunningMeans()
-    tokens: list[Tensor] = []
     bar = progress_bar(config.images, f"tokenizer {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = image_batches(dataset, images_seen, config.images, config.batch_size, rank, world, config.workers)
-    tokenizer.quantizer.anneal(images_seen / config.images)
+    tokenizer.quantizer.anneal(min(1.0, images_seen / config.images))
+    discriminator.eval()
     for batch in batches:
         unreadable.update(batch)
         progress = images_seen / config.images
@@ -115,9 +119,11 @@ def train(config: Stage1Config) -> Path:
             gan_weight = config.loss.gan_weight * adaptive_weight(summed[0], summed[1])
             terms["gan_weight"] = gan_weight
         if discriminating:
+            judge.train()  # the spectral norm takes one power iteration per step, in its own step only
             with accelerator.autocast():
                 logits = judge(torch.cat([images, out.reconstruction]))
                 discriminator_loss = hinge_loss(*logits.float().chunk(2))
+            judge.eval()
             accelerator.backward(discriminator_loss)
             discriminator_optimizer.step()
             discriminator_optimizer.zero_grad()
@@ -127,18 +133,21 @@ def train(config: Stage1Config) -> Path:
         before, images_seen = images_seen, images_seen + config.batch_size
         tokenizer.quantizer.anneal(min(1.0, images_seen / config.images))
         means.add(terms)
-        tokens.append(out.indices.flatten(0, 1))
+        tokens.append(out.indices)
         bar.update(min(config.batch_size, config.images - before))
         last = images_seen >= config.images
         if last or crossed(before, images_seen, config.report_every):
             report(accelerator, run, bar, means, tokens, tokenizer, images_seen, config.optim.lr * rate)
             tokens.clear()
-        stopping = interruption.signal_number is not None
+        stopping = agreed_signal(accelerator, interruption, images_seen // config.batch_size)
         if last or stopping or crossed(before, images_seen, config.snapshot_every):
-            accelerator.wait_for_everyone()
+            unreported = gathered(accelerator, torch.cat(tokens)) if tokens else out.indices[:0]
+            statistics = means.state_dict(accelerator)
             if accelerator.is_main_process:
                 state = {
                     "images_seen": images_seen,
+                    "means": statistics,
+                    "tokens": unreported,
                     "tokenizer": tokenizer.state_dict(),
                     "discriminator": discriminator.state_dict(),
                     "optimizer": optimizer.optimizer.state_dict(),
@@ -150,7 +159,7 @@ def train(config: Stage1Config) -> Path:
             accelerator.wait_for_everyone()
         if stopping and not last:
             bar.close()
-            raise Interrupted(interruption.signal_number or 0)
+            raise Interrupted(stopping)
     bar.close()
 
     ema.copy_to(tokenizer.parameters())
@@ -169,14 +178,21 @@ def build_tokenizer(config: Stage1Config) -> Tokenizer:
 
 
 @torch.no_grad()
-def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, accelerator: Accelerator) -> None:
-    """Let the quantizer start from latents of the first images: four for every code, from at most 4096 images."""
+def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, config: Stage1Config, accelerator: Accelerator) -> None:
+    """Let the quantizer start from latents of the first images: four for every code, from about 4096 images at most.
+
+    Whole batches, in stretches of consecutive images per process: the same latents in the same order for any number of them.
+    """
     wanted = min(4096, -(-4 * max(tokenizer.spec.sizes) // tokenizer.spec.t))
-    share = min(64, -(-wanted // accelerator.num_processes)) * accelerator.num_processes
+    rows, left = divmod(config.batch_size, accelerator.num_processes)
+    if left:
+        raise UserError(f"config.batch_size: {config.batch_size} cannot be shared by {accelerator.num_processes} processes")
+    share = rows * -(-wanted // config.batch_size)
+    start = share * accelerator.process_index
     latents = []
-    for batch in image_batches(dataset, 0, wanted, share, accelerator.process_index, accelerator.num_processes):
-        images = batch["image"].to(accelerator.device).float() / 127.5 - 1
-        latents.append(tokenizer.latents(images))
+    for batch in image_batches(dataset, start, start + share, rows):
+        for images in batch["image"].split(config.micro_batch or rows):
+            latents.append(tokenizer.latents(images.to(accelerator.device).float() / 127.5 - 1))
     tokenizer.quantizer.initialize(torch.cat(latents))
 
 
@@ -194,7 +210,7 @@ def report(
     values = means.take(accelerator)
     if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
         raise UserError(f"{run.path}: a loss is not finite after {images_seen} images; lower optim.lr or loss.gan_weight")
-    usage = code_usage(gathered(accelerator, torch.cat(tokens)).cpu(), tokenizer.spec.sizes)
+    usage = code_usage(gathered(accelerator, torch.cat(tokens)).flatten(0, 1).cpu(), tokenizer.spec.sizes)
     record = values | {"perplexity": usage.perplexity, "codes_used": usage.share, "lr": rate}
     if accelerator.is_main_process:
         run.log({"images": images_seen, **record})

@@ -51,3 +51,5 @@ class Stage2Config:
             raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")
+        if self.keep_snapshots < 1 or self.validation_images < 1:
+            raise ValueError(f"keep_snapshots, validation_images: {self.keep_snapshots}, {self.validation_images}; at least 1")

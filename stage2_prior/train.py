@@ -17,7 +17,7 @@ and does nothing when the run is finished."""
 def main() -> None:
     """Parse the command line, then train."""
     parser = training_parser("Train a prior on a token store.", "configs/stage2/maskgit_demo.yaml", EXAMPLES)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options and settings in any order
 
     # imported here so that --help and usage errors answer at once
     from pipeline.core.config import load_config

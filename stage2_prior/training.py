@@ -16,7 +16,7 @@ from pipeline.core.command import Interrupted, Interruption
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import reduced, start_accelerator, start_tracker
+from pipeline.core.launch import agreed_signal, reduced, start_accelerator, start_tracker
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed, generator
 from pipeline.core.run_folder import RunFolder
@@ -63,11 +63,13 @@ def train(config: Stage2Config) -> Path:
         ema.load_state_dict(state["ema"])
     ema.to(accelerator.device)
     stepper, optimizer = accelerator.prepare(prior, optimizer)
+    means = RunningMeans()
+    if state is not None:
+        means.load_state_dict(state["means"], accelerator.device)
     if accelerator.is_main_process:
         run.rewind(images_seen)
     start_tracker(accelerator, config.tracker, config, run.path)
 
-    means = RunningMeans()
     bar = progress_bar(config.images, f"prior {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
     rank, world = accelerator.process_index, accelerator.num_processes
     stepper.train()
@@ -99,22 +101,24 @@ def train(config: Stage2Config) -> Path:
         means.add({"loss": loss, "gradient_norm": torch.as_tensor(norm)})
         bar.update(min(config.batch_size, config.images - before))
         last = images_seen >= config.images
-        if last or crossed(before, images_seen, config.report_every):
+        validating = last or crossed(before, images_seen, config.validate_every)
+        if validating or crossed(before, images_seen, config.report_every):
             record = means.take(accelerator)
             if not torch.isfinite(torch.tensor(record["loss"])):
                 raise UserError(f"{run.path}: the loss is not finite after {images_seen} images; lower optim.lr")
-            if last or crossed(before, images_seen, config.validate_every):
+            if validating:
                 record["validation_bits_per_token"] = validate(prior, ema, store, config, accelerator)
             if accelerator.is_main_process:
                 run.log({"images": images_seen, **record, "lr": config.optim.lr * rate})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
             accelerator.log(record, step=images_seen)
-        stopping = interruption.signal_number is not None
+        stopping = agreed_signal(accelerator, interruption, images_seen // config.batch_size)
         if last or stopping or crossed(before, images_seen, config.snapshot_every):
-            accelerator.wait_for_everyone()
+            statistics = means.state_dict(accelerator)
             if accelerator.is_main_process:
                 state = {
                     "images_seen": images_seen,
+                    "means": statistics,
                     "tokenizer_sha256": store.identity.tokenizer_sha256,
                     "prior": prior.state_dict(),
                     "optimizer": optimizer.optimizer.state_dict(),
@@ -124,7 +128,7 @@ def train(config: Stage2Config) -> Path:
             accelerator.wait_for_everyone()
         if stopping and not last:
             bar.close()
-            raise Interrupted(interruption.signal_number or 0)
+            raise Interrupted(stopping)
     bar.close()
 
     ema.copy_to(prior.parameters())
@@ -211,8 +215,8 @@ def dry_run(config: Stage2Config) -> str:
             to_yaml(config),
             f"prior: {total / 1e6:.2f} M parameters, {body / 1e6:.2f} M of them in the trunk",
             f"tokens: {store.spec}; {store.images('train')} images for training, {store.images('validation')} for validation",
-            f"cost: about {flops / 1e9:.2f} GFLOP per image and training step, {flops * config.images / 1e15:.3g} PFLOP in all; "
-            f"{config.images / config.batch_size:.0f} steps",
+            f"cost: about {flops / 1e9:.2f} GFLOP per image and training step, {flops * config.images / 1e15:.3g} PFLOP "
+            f"in all; {config.images / config.batch_size:.0f} steps",
         ]
     )
 

@@ -7,6 +7,7 @@ This module imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
@@ -26,23 +27,37 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second one stops at once."""
+    """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second, equal one stops at once."""
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
+        self.signal_number = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.signal_number == number:
             raise Interrupted(number)
         self.signal_number = number
+
+
+def stop_with_launcher() -> None:
+    """On Linux, have SIGTERM sent to this process when the one that started it dies.
+
+    `accelerate launch` does not pass SIGTERM on: its child would train on unseen, and a second start would train beside it.
+    """
+    if sys.platform == "linux":
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+        if os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit: errors that the user can mend are one line, without a traceback."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"process {rank}: "
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` sets
+        stop_with_launcher()
     try:
         main()
         code = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -42,10 +43,14 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears at `path`, replacing an older one, only when the block ends without an error."""
+    """A folder that appears at `path`, replacing an older one, only when the block ends without an error.
+
+    A path has one writer at a time, so what killed writers left aside is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        shutil.rmtree(left, ignore_errors=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
+from pipeline.core.command import Interruption
 from pipeline.core.config import to_dict
 from pipeline.core.errors import UserError
 
@@ -26,6 +27,8 @@ def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Acce
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision: fp16 needs a GPU; use bf16 or no")
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision,
@@ -51,6 +54,18 @@ def reduced(accelerator: Accelerator, tensor: Tensor, how: Literal["sum", "mean"
 def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The tensors of all processes, equal in shape, one after the other along the first axis."""
     return cast(Tensor, accelerator.gather(tensor))
+
+
+def agreed_signal(accelerator: Accelerator, interruption: Interruption, step: int) -> int:
+    """The signal that stops all processes after this step, 0 for none.
+
+    The launcher's signal reaches them in different steps, so they ask each other, every eighth step.
+    """
+    if accelerator.num_processes == 1:
+        return interruption.signal_number
+    if step % 8:
+        return 0
+    return int(gathered(accelerator, torch.tensor([interruption.signal_number], device=accelerator.device)).max())
 
 
 def start_tracker(accelerator: Accelerator, tracker: Tracker, config: Any, run: Path) -> None:

@@ -21,6 +21,7 @@ import yaml
 from pipeline.core.config import to_dict, to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
+from pipeline.core.snapshot import snapshots
 
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "datasets", "torch-fidelity", "numpy")
 # settings that say where and how fast to work, not what to compute: they may change when a run goes on
@@ -36,9 +37,12 @@ class RunFolder:
         self.stats = self.path / "stats.jsonl"
 
     def open(self, config: Any) -> None:
-        """Record the configuration and the versions; UserError where the folder belongs to another configuration."""
+        """Record the configuration and the versions; UserError where the folder belongs to another configuration.
+
+        A run without a snapshot has nothing to lose: its configuration may be mended.
+        """
         file = self.path / "config.yaml"
-        if file.exists():
+        if file.exists() and snapshots(self.snapshots):
             changed = _differences(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, to_dict(config))
             if changed:
                 raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +28,18 @@ class RunningMeans:
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The means since the last call, the same on every process."""
-        if not self.sums:
-            return {}
-        stacked = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        means = reduced(accelerator, stacked, "mean").tolist()
-        names = list(self.sums)
+        state = self.state_dict(accelerator)
         self.__init__()
-        return dict(zip(names, means, strict=True))
+        return {name: (total / state["counts"][name]).item() for name, total in state["sums"].items()}
+
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Sums and counts of the global batch since the last `take`, the same on every process."""
+        if not self.sums:
+            return {"sums": {}, "counts": {}}
+        means = reduced(accelerator, torch.stack(list(self.sums.values())), "mean").cpu()
+        return {"sums": dict(zip(self.sums, means.unbind(), strict=True)), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state_dict` gave, with any number of processes."""
+        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self.counts = dict(state["counts"])

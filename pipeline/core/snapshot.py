@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_snapshot(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write `state` as `folder/<images seen>` and remove all but the newest `keep` snapshots.
+    """Write `state` as `folder/<images seen>` and remove all but the newest `keep` snapshots (at least one).
 
     The new folder exists in whole before an old one goes.
     """
@@ -34,7 +34,7 @@ def save_snapshot(folder: Path, images_seen: int, state: Mapping[str, Any], keep
     with new_folder(path) as aside:
         save_file(tensors, aside / "state.safetensors")
         write_json(aside / "state.json", {"sha256": sha256(aside / "state.safetensors"), "state": skeleton})
-    for old in snapshots(folder)[:-keep]:
+    for old in snapshots(folder)[: -max(1, keep)]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -77,6 +77,7 @@ def load_snapshot(path: Path) -> dict[str, Any]:
 
 def _take_tensors(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
+        place = f"{len(tensors)}{place}"  # keys may look alike: 1 and "1", "a/b" and b in a
         # a copy of its own: safetensors refuses tensors that share memory (tied weights)
         tensors[place] = value.detach().to("cpu", copy=True).contiguous()
         return {"$tensor": place}

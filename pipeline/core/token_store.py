@@ -61,7 +61,7 @@ class TokenStore:
             raise UserError(f"{self.path}: no token store here; make one with pipeline/tokenize_dataset.py --out {self.path}")
         if not (self.path / "store.json").exists():
             raise UserError(f"{self.path}: unfinished token store; run the same pipeline/tokenize_dataset.py command again")
-        self.identity = read_identity(self.path)
+        self.identity = read_identity(self.path / "identity.json")
         self.spec = TokenSpec.from_dict(self.identity.spec)
         summary = read_json(self.path / "store.json")
         self.unreadable: list[str] = summary["unreadable"]
@@ -122,8 +122,9 @@ class TokenStoreWriter:
     def open(self) -> None:
         """Write the identity, or compare it with the one that is there."""
         if (self.path / "identity.json").exists():
-            ours, theirs = asdict(self.identity), asdict(read_identity(self.path))
-            changed = [key for key in ours if ours[key] != theirs[key]]
+            ours, theirs = asdict(self.identity), asdict(read_identity(self.path / "identity.json"))
+            # the tokenizer's hash says which it is; its folder may be called by another path
+            changed = [key for key in ours if ours[key] != theirs[key] and key != "tokenizer"]
             if changed:
                 raise UserError(
                     f"{self.path}: holds tokens of another {', '.join(changed)} ({_short(theirs[changed[0]])}, "
@@ -155,6 +156,13 @@ class TokenStoreWriter:
         with new_folder(self._shard(split, shard)) as aside:
             datasets.Dataset.from_dict(values, features=self.features).save_to_disk(str(aside))
 
+    def missing(self, split: str, images: int) -> list[int]:
+        """The rows of a split of that many images that no shard holds: the unreadable ones, once all shards are there."""
+        rows = np.zeros(images, dtype=bool)
+        for shard in _shards(self.path / split):
+            rows[shard.with_format("numpy")["index"][:]] = True
+        return np.flatnonzero(~rows).tolist()
+
     def finish(self, unreadable: Sequence[str]) -> TokenStore:
         """Count, and mark the store as whole."""
         images = {split: sum(len(shard) for shard in _shards(self.path / split)) for split in SPLITS}
@@ -165,12 +173,12 @@ class TokenStoreWriter:
         return self.path / split / f"{shard:05d}"
 
 
-def read_identity(path: Path) -> TokenIdentity:
-    """What the tokens in a folder are."""
+def read_identity(file: Path) -> TokenIdentity:
+    """What the tokens are that a JSON file describes: a store's `identity.json`, a prior's `tokens.json`."""
     try:
-        return TokenIdentity(**read_json(path / "identity.json"))
+        return TokenIdentity(**read_json(file))
     except TypeError:
-        raise UserError(f"{path / 'identity.json'}: not of this version; delete {path} and tokenize again") from None
+        raise UserError(f"{file}: not of this version; delete {file.parent} and run its command again") from None
 
 
 def _load_split(path: Path, images: int) -> datasets.Dataset:

@@ -1,0 +1,162 @@
+"""Shared fixtures: commands as quick processes, and one tiny finished chain of runs that many tests read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+# intervals that do not divide each other: a snapshot falls between two reports
+STAGE1 = [
+    *("data=shapes", "data.image_size=16", "data.train_per_class=12", "data.validation_per_class=6", "image_size=16", "workers=0"),
+    *("images=320", "batch_size=8", "backbone.patch=4", "backbone.channels=[16]", "backbone.layers=1"),
+    *("backbone.attention=false", "quantizer=lgq", "quantizer.codebook_size=16", "quantizer.dim=4"),
+    *("loss.perceptual=none", "loss.gan_weight=0.1", "loss.gan_start=0.3", "loss.discriminator_channels=8"),
+    *("loss.discriminator_layers=2", "optim.lr=2e-3", "optim.warmup=32", "report_every=24", "snapshot_every=40"),
+]
+STAGE2 = [
+    *("images=320", "batch_size=8", "prior.size=nano", "prior.depth=2", "prior.width=32", "prior.heads=2", "prior.dropout=0.1"),
+    *("optim.warmup=32", "report_every=24", "validate_every=160", "validation_images=20", "snapshot_every=40"),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: a negative code is that of the signal which killed it."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        """What it printed on standard error, without progress bars."""
+        return [line for line in self.err.splitlines() if line.strip() and "%|" not in line and "it/s" not in line]
+
+
+class Commands:
+    """Starts commands by their module's name, waits for them and kills them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.number = folder, 0
+        self.ended: dict[int, int] = {}
+        self.files: dict[int, tuple[Path, Path]] = {}
+        # -P: the folder tests/ holds a folder pipeline/ too
+        server = [sys.executable, "-P", str(Path(__file__).with_name("command_server.py"))]
+        self.server = subprocess.Popen(
+            server, cwd=PROJECT, env=os.environ | OFFLINE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read_until("ready")
+
+    def start(self, module: str, *arguments: Any, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> int:
+        """Start `python -m module arguments …` in a folder; gives the process id."""
+        self.number += 1
+        stdout, stderr = (self.folder / f"{self.number:03d}.{name}" for name in ("out", "err"))
+        request = {
+            "module": module,
+            "arguments": [str(argument) for argument in arguments],
+            "environment": dict(environment or {}),
+            "folder": str(folder or self.folder),
+            "stdout": str(stdout),
+            "stderr": str(stderr),
+        }
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        pid = self._read_until("started")
+        self.files[pid] = (stdout, stderr)
+        return pid
+
+    def wait(self, pid: int) -> Result:
+        """Wait until a command has ended."""
+        while pid not in self.ended:
+            self._read_until("ended")
+        stdout, stderr = self.files[pid]
+        return Result(self.ended.pop(pid), stdout.read_text(), stderr.read_text())
+
+    def run(self, module: str, *arguments: Any, **options: Any) -> Result:
+        """Start a command and wait for it."""
+        return self.wait(self.start(module, *arguments, **options))
+
+    def succeed(self, module: str, *arguments: Any, **options: Any) -> Result:
+        """Run a command that must not fail."""
+        result = self.run(module, *arguments, **options)
+        assert result.code == 0, result.err
+        return result
+
+    def together(self, processes: int, module: str, *arguments: Any) -> None:
+        """Run a command as that many processes of one group, as a launcher would; none may fail."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        pids = [
+            self.start(module, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(processes)
+        ]
+        results = [self.wait(pid) for pid in pids]
+        assert [result.code for result in results] == [0] * processes, "\n".join(result.err for result in results)
+
+    def stop_when(self, pid: int, condition: Callable[[], bool], number: int = signal.SIGKILL) -> Result:
+        """Send a signal as soon as the condition holds."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, self.files[pid][1].read_text()
+            time.sleep(0.002)
+        os.kill(pid, number)
+        return self.wait(pid)
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(10)
+
+    def _read_until(self, kind: str) -> int:
+        assert self.server.stdout is not None
+        for line in self.server.stdout:
+            message = json.loads(line)
+            if "ended" in message:
+                self.ended[message["ended"]] = message["code"]
+            if kind in message:
+                return message[kind]
+        raise RuntimeError("the command server ended")
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Commands as processes that start within milliseconds."""
+    server = Commands(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def settings() -> SimpleNamespace:
+    """Settings of tiny trainings: `stage1` and `stage2`."""
+    return SimpleNamespace(stage1=STAGE1, stage2=STAGE2)
+
+
+@pytest.fixture(scope="session")
+def chain(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One tiny finished run of everything; read-only: `root`, `tokenizer`, `tokens`, `maskgit`, `ar` are folders."""
+    root = tmp_path_factory.mktemp("chain") / "runs"
+    parts = {name: root / name for name in ("tokenizer", "tokens", "maskgit", "ar")}
+    commands.succeed("stage1_tokenizer.train", f"run={parts['tokenizer']}", *STAGE1)
+    commands.succeed("pipeline.tokenize_dataset", "--tokenizer", parts["tokenizer"], "--shard-images", 16, "--batch-size", 16)
+    for prior in ("maskgit", "ar"):
+        commands.succeed("stage2_prior.train", f"run={parts[prior]}", f"tokens={parts['tokens']}", f"prior={prior}", *STAGE2)
+    return SimpleNamespace(root=root, **parts)
