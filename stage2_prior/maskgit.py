@@ -82,9 +82,8 @@ class MaskGITPrior(Prior):
         t = self.spec.t
         counts = (noise["level"].double() * t).long().clamp(max=t - 1) + 1
         masked = smallest(noise["priority"], counts)
-        nats = self.codes.cross_entropy(self._features(tokens, masked, labels)[masked], tokens[masked]).double()
-        sums = nats.new_zeros(len(tokens)).index_add(0, masked.nonzero()[:, 0], nats)
-        return (sums * t / counts / math.log(2)).float()
+        nats = self.codes.cross_entropy(self._features(tokens, masked, labels)[masked], tokens[masked])
+        return order_agnostic_bits(nats, masked)
 
     @torch.no_grad()
     def sample(
@@ -131,3 +130,10 @@ class MaskGITPrior(Prior):
 def smallest(priority: Float[Tensor, "b t"], count: Int[Tensor, " b"]) -> Bool[Tensor, "b t"]:
     """Marks the `count` smallest of every row, exactly, ties or not."""
     return priority.argsort(dim=1).argsort(dim=1) < count[:, None]
+
+
+def order_agnostic_bits(nats: Float[Tensor, " m"], masked: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    """t / n times the sum over the n masked positions of each image, in bits; `nats`: theirs, row by row."""
+    sums = torch.zeros(len(masked), dtype=torch.float64, device=nats.device)
+    sums = sums.index_add(0, masked.nonzero()[:, 0], nats.double())
+    return (sums * masked.shape[1] / masked.sum(1) / math.log(2)).float()

@@ -163,7 +163,7 @@ def guide(
     guided = []
     for both in logits((True, False)):
         conditional, unconditional = both.float().chunk(2)
-        weight = torch.tensor(scales, device=device).view(-1, *[1] * (conditional.ndim - 1))
+        weight = torch.tensor(scales, dtype=torch.float32, device=device).view(-1, *[1] * (conditional.ndim - 1))
         guided.append(torch.lerp(unconditional, conditional, weight))
     return guided
 

@@ -37,7 +37,7 @@ class Shape:
 
 
 SIZES = {
-    "nano": Shape(4, 192, 3),  # for two CPU cores
+    "nano": Shape(4, 160, 4),  # for two CPU cores
     "T": Shape(6, 384, 6),
     "S": Shape(12, 512, 8),
     "B": Shape(12, 768, 12),

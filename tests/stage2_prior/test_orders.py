@@ -1,0 +1,55 @@
+"""The Halton order visits every cell once, evenly; Gumbel noise is finite and has its moments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stage2_prior.orders import PLANNED_ORDERS, gumbel, halton_ranks, radical_inverse
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 7), (3, 5), (8, 8), (16, 16), (13, 4)])
+def test_halton_is_a_permutation(h, w):
+    assert halton_ranks(h, w).flatten().sort().values.equal(torch.arange(h * w))
+
+
+def test_halton_starts_with_the_known_cells():
+    order = halton_ranks(16, 16).flatten().argsort()
+    assert order[:8].tolist() == [133, 74, 193, 39, 172, 99, 232, 30]
+
+
+def test_radical_inverse_mirrors_the_digits():
+    assert radical_inverse(torch.tensor([1, 2, 3, 4]), 2).tolist() == [0.5, 0.25, 0.75, 0.125]
+    assert radical_inverse(torch.tensor([5]), 3).item() == pytest.approx(2 / 3 + 1 / 9)
+
+
+def test_halton_prefixes_are_more_even_than_random_ones():
+    def unevenness(order):
+        """Largest difference between the share of the first 16 cells in a corner rectangle and its share of the grid."""
+        cells = order[:16]
+        y, x = cells // 16, cells % 16
+        inside = (y[:, None, None] < torch.arange(17)[:, None]) & (x[:, None, None] < torch.arange(17))
+        area = torch.arange(17)[:, None] * torch.arange(17) / 256
+        return (inside.float().mean(0) - area).abs().max().item()
+
+    generator = torch.Generator().manual_seed(0)
+    random = [unevenness(torch.randperm(256, generator=generator)) for _ in range(100)]
+    assert unevenness(halton_ranks(16, 16).flatten().argsort()) < min(random)
+
+
+@pytest.mark.parametrize("name", PLANNED_ORDERS)
+def test_planned_orders_rank_all_positions_coarse_scales_first_where_that_is_the_plan(name):
+    uniform = torch.rand(20, 21, generator=torch.Generator().manual_seed(0))
+    priority = PLANNED_ORDERS[name](((1, 1), (2, 2), (4, 4)), uniform)
+    order = priority.argsort(dim=1)
+    assert order.sort(dim=1).values.equal(torch.arange(21).expand(20, -1))
+    assert len({tuple(row) for row in order.tolist()}) > 5  # each sample has its own
+    if name == "halton":
+        assert (order[:, 0] == 0).all() and order[:, 1:5].sort(dim=1).values.equal(torch.arange(1, 5).expand(20, -1))
+
+
+def test_gumbel_is_finite_and_has_its_moments():
+    assert gumbel(torch.tensor([0.0, 1.0, 1 - 2**-24])).isfinite().all()
+    noise = gumbel(torch.rand(200_000, generator=torch.Generator().manual_seed(0)))
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(1.6449, abs=0.03)

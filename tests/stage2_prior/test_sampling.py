@@ -1,0 +1,256 @@
+"""What both samplers promise, shown with a distribution whose conditionals are exact and with random logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.core.errors import UserError
+from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS
+from stage2_prior.sampling import (
+    UNKNOWN,
+    ARSampling,
+    MaskGITSampling,
+    SampleRng,
+    draw,
+    sample_autoregressive,
+    sample_maskgit,
+)
+from stage2_prior.schedules import MASK_SCHEDULES
+
+ORDERS = [*ADAPTIVE_ORDERS, *PLANNED_ORDERS]
+N = 10_000
+
+
+def nothing(b, t=4, d=1):
+    return torch.full((b, t, d), UNKNOWN)
+
+
+class RandomLogits:
+    """Logits that depend on what is visible, on the sample and on the branch, for d = 2 indices of 7 and 5 values."""
+
+    scales, t, sizes = ((2, 2), (4, 3)), 16, (7, 5)
+
+    def __init__(self, b, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(b)
+        self.dtype, self.calls = dtype, []
+        self.tables = [torch.randn(2, b, self.t, size, generator=generator) for size in self.sizes]
+
+    def __call__(self, tokens, masked, positions, rows, branches):
+        self.calls.append((rows.tolist(), branches, positions.shape[1]))
+        seen = tokens.masked_fill(masked[..., None], 0).sum((1, 2))
+        out = []
+        for table in self.tables:
+            stacked = torch.cat([table[int(branch), rows] for branch in branches])
+            stacked = stacked + (seen.repeat(len(branches))[:, None, None] * stacked).cos()
+            index = positions.repeat(len(branches), 1)[..., None].expand(-1, -1, table.shape[-1])
+            out.append((3 * stacked.gather(1, index)).to(self.dtype))
+        return out
+
+    def next(self, tokens, branches):
+        b, i, _ = tokens.shape
+        filled = torch.cat([tokens, torch.zeros(b, self.t - i, 2, dtype=torch.long)], dim=1)
+        masked = (torch.arange(self.t) >= i).expand(b, -1)
+        logits = self(filled, masked, torch.full((b, 1), i), torch.arange(b), branches)
+        return [each[:, 0] for each in logits]
+
+
+@pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob"])
+def test_value_independent_orders_reproduce_the_joint_distribution(toy, order):
+    options = MaskGITSampling(steps=4, order=order, schedule="linear")
+    tokens = sample_maskgit(toy.masked_logits, nothing(N), toy.scales, options, range(N)).tokens
+    assert toy.total_variation(tokens) < toy.floor(N)
+
+
+def test_autoregressive_sampling_reproduces_the_joint_distribution(toy):
+    tokens = sample_autoregressive(toy.next_logits, nothing(N), ARSampling(), range(N)).tokens
+    assert toy.total_variation(tokens) < toy.floor(N)
+
+
+def test_confidence_order_is_biased_less_with_more_noise(toy):
+    def distance(choice_temperature):
+        options = MaskGITSampling(steps=4, choice_temperature=choice_temperature, schedule="linear")
+        return toy.total_variation(sample_maskgit(toy.masked_logits, nothing(N), toy.scales, options, range(N)).tokens)
+
+    greedy, noisy = distance(0.0), distance(4.5)
+    assert greedy > 5 * toy.floor(N)
+    assert noisy < greedy / 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_step_draws_from_the_product_of_the_marginals(toy, order):
+    options = MaskGITSampling(steps=1, order=order)
+    tokens = sample_maskgit(toy.masked_logits, nothing(N), toy.scales, options, range(N)).tokens
+    marginals = toy.conditionals(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))[0].exp()
+    toy.probabilities = marginals[torch.arange(4), toy.states].prod(1)
+    assert toy.total_variation(tokens) < toy.floor(N)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype):
+    b, generator = 6, torch.Generator().manual_seed(0)
+    logits = RandomLogits(b, dtype)
+    full = torch.stack([torch.randint(size, (b, 16), generator=generator) for size in logits.sizes], dim=-1)
+    hole = torch.rand(b, 16, generator=generator) < torch.linspace(0, 1, b)[:, None]  # the first empty, the last full
+    hole[0], hole[-1] = False, True
+    given = torch.where(hole[..., None], UNKNOWN, full)
+    before, state = given.clone(), torch.get_rng_state()
+    options = MaskGITSampling(steps=5, order=order, choice_temperature=20, guidance_scale=3, guidance_schedule="linear")
+    samples = sample_maskgit(logits, given, logits.scales, options, range(b), trace=True)
+    assert given.equal(before) and torch.get_rng_state().equal(state)
+    for grid in [*samples.trace, samples.tokens]:
+        assert grid[~hole].equal(full[~hole])
+    assert (samples.tokens >= 0).all() and (samples.tokens < torch.tensor(logits.sizes)).all()
+    assert all(0 not in rows for rows, _, _ in logits.calls)  # nothing to do for the complete sample
+    samples = sample_autoregressive(logits.next, given, ARSampling(guidance_scale=3), range(b))
+    assert samples.tokens[~hole].equal(full[~hole]) and (samples.tokens >= 0).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+def test_counts_fall_to_zero_and_more_steps_than_tokens_change_nothing(order, schedule):
+    logits = RandomLogits(3)
+    given = nothing(3, 16, 2)
+    given[1, :9] = 1
+
+    def run(steps):
+        options = MaskGITSampling(steps=steps, order=order, schedule=schedule)
+        return sample_maskgit(logits, given, logits.scales, options, range(3), trace=True)
+
+    left = torch.stack([(grid < 0).any(-1).sum(1) for grid in run(16).trace])
+    assert left[:, 0].tolist() == list(range(15, -1, -1)) and left[:7, 1].tolist() == list(range(6, -1, -1))
+    for steps in (17, 100):
+        assert run(steps).tokens.equal(run(16).tokens)
+    left = torch.stack([(grid < 0).any(-1).sum(1) for grid in run(5).trace])
+    assert (left[:, 0].diff() < 0).all() and left[-1].eq(0).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_image_is_the_same_alone_and_in_a_batch(order):
+    logits = RandomLogits(8)
+    options = MaskGITSampling(steps=6, order=order, guidance_scale=2, guidance_schedule="linear")
+    given = nothing(8, 16, 2)
+    given[2, 3:9] = 2
+    together = sample_maskgit(logits, given, logits.scales, options, range(8)).tokens
+    for i in range(8):
+
+        def alone(tokens, masked, positions, rows, branches, i=i):
+            return logits(tokens, masked, positions, rows + i, branches)
+
+        assert sample_maskgit(alone, given[i : i + 1], logits.scales, options, [i]).tokens.equal(together[i : i + 1])
+    assert not sample_maskgit(logits, given, logits.scales, options, range(1, 9)).tokens.equal(together)
+
+
+def test_guidance_one_is_conditional_zero_unconditional_each_in_one_pass():
+    def run(scale, tables=None):
+        logits = RandomLogits(4)
+        if tables is not None:
+            logits.tables = [tables(*table) for table in logits.tables]
+        options = MaskGITSampling(steps=4, guidance_scale=scale)
+        ar = ARSampling(guidance_scale=scale)
+        tokens = sample_maskgit(logits, nothing(4, 16, 2), logits.scales, options, range(4)).tokens
+        tokens = torch.cat([tokens, sample_autoregressive(logits.next, nothing(4, 16, 2), ar, range(4)).tokens])
+        return tokens, {branches for _, branches, _ in logits.calls}
+
+    conditional = run(1.0, lambda unconditional, conditional: torch.stack([conditional, conditional]))
+    unconditional = run(1.0, lambda unconditional, conditional: torch.stack([unconditional, unconditional]))
+    assert run(1.0)[0].equal(conditional[0]) and run(1.0)[1] == {(True,)}
+    assert run(0.0)[0].equal(unconditional[0]) and run(0.0)[1] == {(False,)}
+    assert run(3.0)[1] == {(True, False)} and not run(3.0)[0].equal(conditional[0])
+
+
+def test_guidance_extrapolates_from_unconditional_to_conditional(toy):
+    def both(tokens, masked, positions, rows, branches):
+        n = len(rows)
+        conditional, unconditional = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.0, 1.0, 0.25])
+        guided = {True: conditional, False: unconditional}
+        return [torch.stack([guided[branch] for branch in branches]).repeat_interleave(n, 0)[:, None].expand(-1, 4, 3)]
+
+    n, scale = 5000, 2.5
+    options = MaskGITSampling(steps=1, order="random", guidance_scale=scale)
+    tokens = sample_maskgit(both, nothing(n), toy.scales, options, range(n)).tokens
+    w = scale - 1  # the papers' (1 + w) conditional - w unconditional
+    expected = ((1 + w) * torch.tensor([1.0, 0.0, 0.5]) - w * torch.tensor([0.0, 1.0, 0.25])).softmax(0)
+    assert (tokens.flatten().bincount(minlength=3) / (4 * n) - expected).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_constant_added_to_the_logits_of_a_position_changes_nothing(order):
+    logits, offsets = RandomLogits(4), 8.0 * torch.arange(16)
+
+    def shifted(tokens, masked, positions, rows, branches):
+        added = offsets[positions].repeat(len(branches), 1)[..., None]
+        return [each + added for each in logits(tokens, masked, positions, rows, branches)]
+
+    options = MaskGITSampling(steps=5, order=order, guidance_scale=2, choice_temperature=1)
+    plain = sample_maskgit(logits, nothing(4, 16, 2), logits.scales, options, range(4)).tokens
+    assert sample_maskgit(shifted, nothing(4, 16, 2), logits.scales, options, range(4)).tokens.equal(plain)
+
+
+def test_planned_orders_ask_for_logits_only_where_they_reveal():
+    logits = RandomLogits(2)
+    sample_maskgit(logits, nothing(2, 16, 2), logits.scales, MaskGITSampling(steps=4, order="halton"), range(2))
+    assert sum(positions for _, _, positions in logits.calls) == 16
+
+
+def test_draw_follows_temperature_top_k_and_top_p():
+    logits = torch.tensor([1.0, 3.0, 2.0, -50.0, 2.5])
+    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+
+    def shares(**options):
+        drawn = draw(logits.expand(len(uniform), -1), uniform, ARSampling(**options))
+        return drawn.bincount(minlength=5) / len(uniform)
+
+    def expected(kept, temperature=1.0):
+        return (logits / temperature).masked_fill(~torch.tensor(kept), -torch.inf).softmax(0)
+
+    everything = [True] * 5
+    torch.testing.assert_close(shares(), expected(everything), atol=0.006, rtol=0)
+    torch.testing.assert_close(shares(temperature=2.0), expected(everything, 2.0), atol=0.006, rtol=0)
+    torch.testing.assert_close(shares(top_k=2), expected([False, True, False, False, True]), atol=0.006, rtol=0)
+    # 0.474 and 0.287 are the two largest: 0.7 needs both, 0.77 the third as well
+    torch.testing.assert_close(shares(top_p=0.7), expected([False, True, False, False, True]), atol=0.006, rtol=0)
+    torch.testing.assert_close(shares(top_p=0.77), expected([False, True, True, False, True]), atol=0.006, rtol=0)
+    assert shares(temperature=0.0).tolist() == shares(top_k=1).tolist() == shares(top_p=0.01).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_draw_never_takes_a_token_without_probability():
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf])
+    edges = torch.tensor([0.0, 1e-30, 0.5, 1 - 2**-24])
+    for options in (ARSampling(), ARSampling(top_k=4), ARSampling(top_p=1.0)):
+        assert set(draw(logits.expand(4, -1), edges, options).tolist()) <= {1, 3}
+
+
+def test_draws_of_a_seed_do_not_depend_on_its_neighbours():
+    rng, alone = SampleRng([5, 9, 5]), SampleRng([9])
+    first = rng.uniform([0, 1, 2], 4, 2)
+    assert first[0].equal(first[2]) and first[1:2].equal(alone.uniform([0], 4, 2))
+    assert rng.uniform([1], 3).equal(alone.uniform([0], 3))
+
+
+@pytest.mark.parametrize("kind", [MaskGITSampling, ARSampling])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"guidance_scale": -0.5},
+        {"guidance_schedule": "consant"},
+        {"guidance_interval": (0.7, 0.2)},
+        {"guidance_power": 0.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
+)
+def test_bad_options_are_refused_in_one_line(kind, options):
+    with pytest.raises(UserError, match=next(iter(options))) as caught:
+        kind(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}, {"choice_temperature": -1}])
+def test_bad_maskgit_options_are_refused_in_one_line(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        MaskGITSampling(**options)
