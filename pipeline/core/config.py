@@ -92,7 +92,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: holds {type(values).__name__}; a configuration file is a mapping of names to values")
     includes = values.pop("include", [])
     merged: dict[str, Any] = {}
-    for include in [includes] if isinstance(includes, str) else includes:
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(include, str) for include in includes):
+        raise UserError(f"{path}: include: {includes!r}; give a file or a list of files")
+    for include in includes:
         merged = _merge(merged, _read(path.parent / include, (*seen, path)))
     return _merge(merged, values)
 
@@ -164,6 +167,8 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
             return None
         return _convert(next(kind for kind in arguments if kind is not type(None)), value, place)
     if origin is Literal:
+        if value is False and "no" in arguments:
+            return "no"  # YAML 1.1 reads an unquoted no as false
         if value not in arguments:
             raise UserError(f"{place}: {value!r}; {did_you_mean(str(value), map(str, arguments))}")
         return value
@@ -184,7 +189,9 @@ def _component(value: Any, place: str) -> dict[str, Any]:
     name = given["name"]
     if name not in known_names(kind):
         raise UserError(f"{place}: {name}: no such {kind}; {did_you_mean(name, known_names(kind))}")
-    return _plain(_merge(read_yaml(CONFIGS / kind / f"{name}.yaml"), {**given, "name": name}))
+    defaults = read_yaml(CONFIGS / kind / f"{name}.yaml")
+    # the file may name another: configs/data/imagenet.yaml is the source "folder" with options
+    return _plain({**_merge(defaults, dict(given)), "name": defaults.get("name", name)})
 
 
 def _scalar(kind: Any, value: Any, place: str) -> Any:
@@ -193,7 +200,7 @@ def _scalar(kind: Any, value: Any, place: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-4 as text
         except (TypeError, ValueError):
             pass
-    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
         return int(value)
     elif kind is bool and isinstance(value, bool):
         return value
