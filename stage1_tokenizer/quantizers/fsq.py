@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
+from stage1_tokenizer.quantizers.mixed_radix import pack, radices, unpack
 
 # the paper's levels for a budget of about as many codes (its table 1; 1000, 4375, 15360, 64000 codes)
 LEVELS = {
@@ -18,6 +19,19 @@ LEVELS = {
     16384: (8, 8, 8, 6, 5),
     65536: (8, 8, 8, 5, 5, 5),
 }
+
+
+def chosen_levels(place: str, levels: Sequence[int] | None, codebook_size: int | None) -> list[int]:
+    """The levels, given themselves or as a codebook_size of the table. Raises ValueError for neither, both or too few."""
+    if (levels is None) == (codebook_size is None):
+        raise ValueError(f"{place}: give either levels or codebook_size")
+    if codebook_size is not None and codebook_size not in LEVELS:
+        known = ", ".join(map(str, LEVELS))
+        raise ValueError(f"{place}: codebook_size {codebook_size!r} has no published levels; give levels, or {known}")
+    levels = list(levels or LEVELS.get(codebook_size or 0, ()))
+    if not levels or min(levels) < 2:
+        raise ValueError(f"{place}: levels {list(levels)}; every channel needs at least 2")
+    return levels
 
 
 class FSQ(Quantizer):
@@ -33,17 +47,9 @@ class FSQ(Quantizer):
     unit: Tensor
 
     def __init__(self, levels: Sequence[int] | None = None, codebook_size: int | None = None) -> None:
-        if (levels is None) == (codebook_size is None):
-            raise ValueError("FSQ: give either levels or codebook_size")
-        if codebook_size is not None and codebook_size not in LEVELS:
-            known = ", ".join(map(str, LEVELS))
-            raise ValueError(f"FSQ: codebook_size {codebook_size!r} has no published levels; give levels, or {known}")
-        levels = list(levels or LEVELS.get(codebook_size or 0, ()))
-        if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ: levels {list(levels)}; every channel needs at least 2")
+        levels = chosen_levels("FSQ", levels, codebook_size)
         super().__init__(len(levels), [math.prod(levels)])
-        radix = [math.prod(levels[:j]) for j in range(len(levels))]
-        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        self.register_buffer("radix", radices(levels), persistent=False)
         self.register_buffer("level", torch.tensor(levels), persistent=False)
         self.register_buffer("unit", torch.tensor([float(level // 2) for level in levels]), persistent=False)
 
@@ -56,8 +62,8 @@ class FSQ(Quantizer):
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         bounded = self.bound(z)
         digits = (bounded.detach().round() + self.unit).long()
-        indices = (digits * self.radix).sum(1, keepdim=True)
+        indices = pack(digits, self.radix)
         return QuantizerOutput(straight_through(bounded / self.unit, self.dequantize(indices)), indices, {})
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
-        return (indices // self.radix % self.level - self.unit) / self.unit
+        return (unpack(indices, self.radix, self.level) - self.unit) / self.unit

@@ -13,6 +13,10 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def global_sum(value: Tensor) -> Tensor:
     """The sum over processes, without gradient."""
     value = value.detach()
