@@ -1,17 +1,26 @@
 """Every quantizer by name. To add one: a file here, a YAML in configs/quantizer, a line in this table."""
 
+import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
 from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
 from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
+from stage1_tokenizer.quantizers.multi_scale import MultiScale
 from stage1_tokenizer.quantizers.options import one_of
+from stage1_tokenizer.quantizers.product import Product
+from stage1_tokenizer.quantizers.residual import Residual
+from stage1_tokenizer.quantizers.simvq import SimVQ
+from stage1_tokenizer.quantizers.vaevq import VAEVQ
 from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.quantizers.vq_cosine import VQCosine
 from stage1_tokenizer.quantizers.vq_ema import VQEMA
+from stage1_tokenizer.quantizers.vq_rotation import VQRotation
 
 __all__ = [
     "QUANTIZERS",
@@ -24,13 +33,20 @@ __all__ = [
 ]
 
 QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
+    "cvq": CVQ,
     "fsq": FSQ,
     "lgq": LGQ,
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
+    "multi_scale": MultiScale,
+    "product": Product,
+    "residual": Residual,
+    "simvq": SimVQ,
+    "vaevq": VAEVQ,
     "vq": VQ,
     "vq_cosine": VQCosine,
     "vq_ema": VQEMA,
+    "vq_rotation": VQRotation,
 }
 
 
@@ -38,6 +54,7 @@ def build_quantizer(name: str, **options: Any) -> Quantizer | GridQuantizer:
     """The quantizer of that name; the options are its constructor's arguments, and for most `dim` and `codebook_size`.
 
     A method that decides its own dim (FSQ: one channel per level) takes no `dim`: read `input_dim` and `dim` afterwards.
+    A quantizer made of others takes theirs as a mapping of name and options, `base: {name: vq_ema, ...}`.
     Raises ValueError for an unknown name, an unknown or missing option, or a value that the method refuses.
     """
     kind = QUANTIZERS[one_of("quantizer.name", name, QUANTIZERS)]
@@ -47,4 +64,13 @@ def build_quantizer(name: str, **options: Any) -> Quantizer | GridQuantizer:
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
     if missing:
         raise ValueError(f"quantizer.{missing[0]}: {name} needs it; give quantizer.{missing[0]}=...")
-    return kind(**options)
+    return kind(**{key: _nested(f"quantizer.{key}", value) for key, value in options.items()})
+
+
+def _nested(place: str, value: Any) -> Any:
+    """A mapping becomes what builds that quantizer; anything else stays."""
+    if not isinstance(value, Mapping):
+        return value
+    if "name" not in value:
+        raise ValueError(f"{place}: {dict(value)} has no name; give one of {', '.join(sorted(QUANTIZERS))}")
+    return functools.partial(build_quantizer, **value)
