@@ -1,9 +1,28 @@
 """Gradients through a choice that has none."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def straight_through(path: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """The codes in value, bit for bit; the gradient of `path` (Bengio et al. 2013: path = z gives the identity)."""
     return codes.detach() + (path - path.detach())  # added this way round, the value is exact
+
+
+def rotation_trick(z: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """The codes in value; J_z = lam R, lam = |q| / |z|, R = I - 2 w w^T / |w|^2 + 2 v u^T, u = z / |z|, v = q / |q|, w = u + v.
+
+    R is the rotation in the plane of u and v that takes u to v (Fifty et al. 2024, section 4.2). Where it does not exist,
+    J is lam I (v = -u), or I (a vector or a code of length 0). The public code has a reflection there, or infinities.
+    """
+    with torch.no_grad():
+        length, wanted = z.norm(dim=1, keepdim=True), codes.norm(dim=1, keepdim=True)
+        exists = (length > 0) & (wanted > 0)
+        scale = torch.where(exists, wanted / length, 1)
+        u, v = F.normalize(z, dim=1), F.normalize(codes, dim=1)
+        exists &= (u + v).norm(dim=1, keepdim=True) > 1e-3  # nearer to 0 its direction is noise
+        w = F.normalize(u + v, dim=1)
+    rotated = z - 2 * w * (w * z).sum(1, keepdim=True) + 2 * v * (u * z).sum(1, keepdim=True)
+    return straight_through(scale * torch.where(exists, rotated, z), codes)
