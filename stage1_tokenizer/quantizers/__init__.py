@@ -21,6 +21,7 @@ from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.quantizers.vq_cosine import VQCosine
 from stage1_tokenizer.quantizers.vq_ema import VQEMA
 from stage1_tokenizer.quantizers.vq_rotation import VQRotation
+from stage1_tokenizer.quantizers.vqwae import VQWAE
 
 __all__ = [
     "QUANTIZERS",
@@ -47,6 +48,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "vq_cosine": VQCosine,
     "vq_ema": VQEMA,
     "vq_rotation": VQRotation,
+    "vqwae": VQWAE,
 }
 
 

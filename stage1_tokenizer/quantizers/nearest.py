@@ -42,12 +42,16 @@ def _nearest(z: Tensor, codes: Tensor, norms: Tensor, columns: int) -> Tensor:
     return index
 
 
+def squared_distances(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n k"]:
+    """|z - e_k|^2 for every pair, with gradient, without the (n, k, c) differences; in full precision. Dense in n * k."""
+    with full_precision(z.device):
+        centre = codebook.detach().mean(0)  # distances are the same, and |e|^2 - 2 z.e cancels less
+        z, codes = z - centre, codebook - centre
+        distances = torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2) + z.square().sum(1, keepdim=True)
+        return distances.clamp_min(0)
+
+
 @torch.no_grad()
 def two_nearest(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n 2"]:
     """Squared distances to the nearest and the second-nearest code (a single code counts twice). Dense: for few vectors."""
-    with full_precision(z.device):
-        centre = codebook.mean(0)
-        z, codes = z - centre, codebook - centre
-        distances = torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2)
-        nearest = distances.topk(min(2, len(codes)), largest=False).values
-        return (nearest + z.square().sum(1, keepdim=True)).clamp_min(0).expand(-1, 2)
+    return squared_distances(z, codebook).topk(min(2, len(codebook)), largest=False).values.expand(-1, 2)

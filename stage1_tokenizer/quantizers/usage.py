@@ -27,7 +27,12 @@ def unbiased_usage_penalty(
     return len(usage) * pairs / max(vectors - 1, 1)
 
 
+def entropy(shares: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
+    """-sum_k u_k log u_k, in nats, between 0 and log K."""
+    # the logarithm of a share that underflowed to 0 would make the gradient nan
+    return (-shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(-1)
+
+
 def perplexity(usage: Float[Tensor, " k"]) -> Float[Tensor, ""]:
     """exp of the entropy: the number of codes in use, between 1 and K."""
-    # the logarithm of a share that underflowed to 0 would make the gradient nan
-    return (-usage * usage.clamp_min(torch.finfo(usage.dtype).tiny).log()).sum().exp()
+    return entropy(usage).exp()
