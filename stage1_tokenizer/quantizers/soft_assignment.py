@@ -29,16 +29,18 @@ def soft_assign(
     temperature: float | Float[Tensor, ""],
     similarity: str = "squared_distance",
     widths: Float[Tensor, " k"] | None = None,
+    values: Float[Tensor, "k v"] | None = None,
 ) -> SoftAssignment:
     """Assign with logits -|z - c_k|^2 / (temperature * width_k), or cos(z, c_k) or z.c_k in place of -|z - c_k|^2.
 
-    Gradient flows to z, codebook, temperature and widths. Rows are taken in tiles that are computed again in the backward
-    pass: memory grows with n + k, not with n * k. Raises ValueError for an unknown similarity.
+    `values` take the codes' place in the mean sum_k p_ik c_k (the codes without gradient, say), not in the logits.
+    Gradient flows to z, codebook, temperature, widths and values. Rows are taken in tiles that are computed again in the
+    backward pass: memory grows with n + k, not with n * k. Raises ValueError for an unknown similarity.
     """
     similar = SIMILARITIES[one_of("soft_assign.similarity", similarity, SIMILARITIES)]
     with full_precision(z.device):
         left, right, bias, row = similar(z, codebook, 1 / (temperature if widths is None else temperature * widths))
-        outputs = _Assign.apply(left, right, bias, codebook)
+        outputs = _Assign.apply(left, right, bias, codebook if values is None else values)
         codes, index, purity, usage, log_partition = outputs  # pyright: ignore[reportGeneralTypeIssues]
         return SoftAssignment(codes, index, purity, usage, log_partition + row)
 
