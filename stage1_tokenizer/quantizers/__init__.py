@@ -7,6 +7,8 @@ from typing import Any
 
 from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.fsq import FSQ
+from stage1_tokenizer.quantizers.gumbel import Gumbel
+from stage1_tokenizer.quantizers.ibq import IBQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
 from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
@@ -16,6 +18,7 @@ from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
 from stage1_tokenizer.quantizers.residual import Residual
 from stage1_tokenizer.quantizers.simvq import SimVQ
+from stage1_tokenizer.quantizers.softvq import SoftVQ
 from stage1_tokenizer.quantizers.vaevq import VAEVQ
 from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.quantizers.vq_cosine import VQCosine
@@ -36,6 +39,8 @@ __all__ = [
 QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "cvq": CVQ,
     "fsq": FSQ,
+    "gumbel": Gumbel,
+    "ibq": IBQ,
     "lgq": LGQ,
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
@@ -43,6 +48,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "product": Product,
     "residual": Residual,
     "simvq": SimVQ,
+    "softvq": SoftVQ,
     "vaevq": VAEVQ,
     "vq": VQ,
     "vq_cosine": VQCosine,

@@ -1,5 +1,7 @@
 """How a scalar moves from start to end as progress goes from 0 to 1."""
 
+import math
+
 
 def linear(start: float, end: float, progress: float) -> float:
     return start + (end - start) * progress
@@ -10,4 +12,9 @@ def geometric(start: float, end: float, progress: float) -> float:
     return start * (end / start) ** progress
 
 
-SCHEDULES = {"linear": linear, "geometric": geometric}
+def cosine(start: float, end: float, progress: float) -> float:
+    """Slow at both ends: half a period of a cosine."""
+    return linear(end, start, (1 + math.cos(math.pi * progress)) / 2)
+
+
+SCHEDULES = {"cosine": cosine, "linear": linear, "geometric": geometric}
