@@ -94,7 +94,7 @@ class CachedLogits:
         self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
         self.lengths = {True: 0, False: 0}
 
-    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n k"]]:
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n _k"]]:
         if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
             features = self._extend(tokens.repeat(2, 1, 1), slice(None), self.lengths[True])
         else:

@@ -23,7 +23,7 @@ class Candidates:
     `uniform`: noise of this step. `choice_temperature`: of each sample at this step.
     """
 
-    logits: list[Float[Tensor, "r m k"]]
+    logits: list[Float[Tensor, "r m _k"]]
     values: Int[Tensor, "r m d"]
     uniform: Float[Tensor, "r m"]
     choice_temperature: Float[Tensor, "r 1"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -92,6 +92,7 @@ class ARSampling(SamplingOptions):
     """Autoregressive, in raster order: one token after the other."""
 
 
+@runtime_checkable
 class MaskedLogits(Protocol):
     """Logits at `positions`, one per index, for every branch in turn: the branches (True: with the label, False: without)
     are stacked along the first dimension. `rows` says which samples of the batch these are; the values of masked tokens
@@ -104,15 +105,16 @@ class MaskedLogits(Protocol):
         positions: Int[Tensor, "r m"],
         rows: Int[Tensor, " r"],
         branches: tuple[bool, ...],
-    ) -> list[Float[Tensor, "n m k"]]: ...
+    ) -> list[Float[Tensor, "n m _k"]]: ...
 
 
+@runtime_checkable
 class NextLogits(Protocol):
     """Logits of the token that follows `tokens`, one per index, the branches stacked along the first dimension.
 
     Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
 
-    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n k"]]: ...
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n _k"]]: ...
 
 
 class SampleRng:
@@ -155,8 +157,8 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def guide(
-    logits: Callable[[tuple[bool, ...]], list[Float[Tensor, "n *m k"]]], scales: list[float], device: torch.device
-) -> list[Float[Tensor, "b *m k"]]:
+    logits: Callable[[tuple[bool, ...]], list[Float[Tensor, "n *m _k"]]], scales: list[float], device: torch.device
+) -> list[Float[Tensor, "b *m _k"]]:
     """Guided float32 logits, one scale per sample: a single branch where that is all that any sample asks for."""
     if all(scale == 1 for scale in scales) or all(scale == 0 for scale in scales):
         return [single.float() for single in logits((scales[0] == 1,))]

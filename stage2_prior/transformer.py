@@ -271,7 +271,7 @@ class CodeTables(nn.Module):
         first, *others = (F.embedding(tokens[..., j], table) for j, table in enumerate(self.tables))
         return sum(others, first)
 
-    def logits(self, features: Float[Tensor, "*b f"]) -> list[Float[Tensor, "*b k"]]:
+    def logits(self, features: Float[Tensor, "*b f"]) -> list[Float[Tensor, "*b _k"]]:
         """One tensor of logits per index."""
         return [linear(features, table, bias) for table, bias in zip(self.tables, self.biases, strict=True)]
 

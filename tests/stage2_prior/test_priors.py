@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -242,7 +243,8 @@ def test_eight_grids_are_learnt_by_heart_and_come_back(name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for options in ({"temperature": 0.0}, {"guidance_scale": 3.0, "temperature": 0.5}):
+    variants: list[dict[str, Any]] = [{"temperature": 0.0}, {"guidance_scale": 3.0, "temperature": 0.5}]
+    for options in variants:
         if name == "maskgit":
             options = options | {"steps": 16, "order": "halton"}
         assert prior.sample(labels, prior.options_type(**options), range(8)).tokens.eq(tokens).float().mean() > 0.99

@@ -96,14 +96,14 @@ def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype):
     hole[0], hole[-1] = False, True
     given = torch.where(hole[..., None], UNKNOWN, full)
     before, state = given.clone(), torch.get_rng_state()
-    options = MaskGITSampling(steps=5, order=order, choice_temperature=20, guidance_scale=3, guidance_schedule="linear")
+    options = MaskGITSampling(steps=5, order=order, choice_temperature=20.0, guidance_scale=3.0, guidance_schedule="linear")
     samples = sample_maskgit(logits, given, logits.scales, options, range(b), trace=True)
     assert given.equal(before) and torch.get_rng_state().equal(state)
     for grid in [*samples.trace, samples.tokens]:
         assert grid[~hole].equal(full[~hole])
     assert (samples.tokens >= 0).all() and (samples.tokens < torch.tensor(logits.sizes)).all()
     assert all(0 not in rows for rows, _, _ in logits.calls)  # nothing to do for the complete sample
-    samples = sample_autoregressive(logits.next, given, ARSampling(guidance_scale=3), range(b))
+    samples = sample_autoregressive(logits.next, given, ARSampling(guidance_scale=3.0), range(b))
     assert samples.tokens[~hole].equal(full[~hole]) and (samples.tokens >= 0).all()
 
 
@@ -129,7 +129,7 @@ def test_counts_fall_to_zero_and_more_steps_than_tokens_change_nothing(order, sc
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_image_is_the_same_alone_and_in_a_batch(order):
     logits = RandomLogits(8)
-    options = MaskGITSampling(steps=6, order=order, guidance_scale=2, guidance_schedule="linear")
+    options = MaskGITSampling(steps=6, order=order, guidance_scale=2.0, guidance_schedule="linear")
     given = nothing(8, 16, 2)
     given[2, 3:9] = 2
     together = sample_maskgit(logits, given, logits.scales, options, range(8)).tokens
@@ -183,7 +183,7 @@ def test_a_constant_added_to_the_logits_of_a_position_changes_nothing(order):
         added = offsets[positions].repeat(len(branches), 1)[..., None]
         return [each + added for each in logits(tokens, masked, positions, rows, branches)]
 
-    options = MaskGITSampling(steps=5, order=order, guidance_scale=2, choice_temperature=1)
+    options = MaskGITSampling(steps=5, order=order, guidance_scale=2.0, choice_temperature=1.0)
     plain = sample_maskgit(logits, nothing(4, 16, 2), logits.scales, options, range(4)).tokens
     assert sample_maskgit(shifted, nothing(4, 16, 2), logits.scales, options, range(4)).tokens.equal(plain)
 
@@ -250,7 +250,7 @@ def test_bad_options_are_refused_in_one_line(kind, options):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}, {"choice_temperature": -1}])
+@pytest.mark.parametrize("options", [{"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}, {"choice_temperature": -1.0}])
 def test_bad_maskgit_options_are_refused_in_one_line(options):
     with pytest.raises(UserError, match=next(iter(options))):
         MaskGITSampling(**options)

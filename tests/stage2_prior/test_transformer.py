@@ -123,7 +123,9 @@ def test_rotary_attention_depends_on_the_displacement_only():
     ones = torch.ones(16)
 
     def product(a, b):
-        turned = [rotate(v, ones, angles[y, x].cos(), angles[y, x].sin()) for v, (y, x) in ((q, a), (k, b))]
+        turned = [
+            rotate(v, ones, angles[y, x].cos()[None, None], angles[y, x].sin()[None, None]) for v, (y, x) in ((q, a), (k, b))
+        ]
         return (turned[0] * turned[1]).sum()
 
     torch.testing.assert_close(product((0, 1), (2, 4)), product((3, 0), (5, 3)))
