@@ -19,6 +19,7 @@ from stage1_tokenizer.quantizers.product import Product
 from stage1_tokenizer.quantizers.residual import Residual
 from stage1_tokenizer.quantizers.simvq import SimVQ
 from stage1_tokenizer.quantizers.softvq import SoftVQ
+from stage1_tokenizer.quantizers.sqvae import SQVAE
 from stage1_tokenizer.quantizers.vaevq import VAEVQ
 from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.quantizers.vq_cosine import VQCosine
@@ -49,6 +50,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "residual": Residual,
     "simvq": SimVQ,
     "softvq": SoftVQ,
+    "sqvae": SQVAE,
     "vaevq": VAEVQ,
     "vq": VQ,
     "vq_cosine": VQCosine,
