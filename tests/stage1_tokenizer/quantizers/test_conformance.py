@@ -80,6 +80,15 @@ def test_shapes_types_and_ranges(quantizer, z, training):
     assert out.indices.unique().numel() > 1
 
 
+@pytest.mark.parametrize("grid", [(4, 3), (2, 6), (1, 1)])
+def test_the_last_scale_is_the_grid_and_any_grid_comes_back(quantizer, grid):
+    quantizer.eval()
+    out = quantizer(latents(quantizer, batch=2, grid=grid))
+    assert quantizer.scales(grid)[-1] == grid
+    assert out.indices.shape[1] == sum(h * w for h, w in quantizer.scales(grid))
+    assert torch.equal(out.codes, quantizer.dequantize(out.indices, grid))
+
+
 def test_losses_are_finite_scalars_with_fixed_names_and_none_in_eval_mode(quantizer, z):
     losses = quantizer.train()(z).losses
     for name, loss in losses.items():
