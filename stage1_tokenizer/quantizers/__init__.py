@@ -8,6 +8,7 @@ from typing import Any
 from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
+from stage1_tokenizer.quantizers.hqvae import HQVAE
 from stage1_tokenizer.quantizers.ibq import IBQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
 from stage1_tokenizer.quantizers.lgq import LGQ
@@ -41,6 +42,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "cvq": CVQ,
     "fsq": FSQ,
     "gumbel": Gumbel,
+    "hqvae": HQVAE,
     "ibq": IBQ,
     "lgq": LGQ,
     "lgq_channel": LGQChannel,

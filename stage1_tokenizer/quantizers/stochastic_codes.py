@@ -12,7 +12,6 @@ from stage1_tokenizer.quantizers.nearest import squared_distances, two_nearest
 from stage1_tokenizer.quantizers.noise import Noise
 from stage1_tokenizer.quantizers.precision import full_precision
 
-
 ROWS = 256  # vectors that the variance starts from
 
 
