@@ -17,6 +17,7 @@ from stage1_tokenizer.quantizers.usage import peak_penalty, unbiased_usage_penal
 
 MEMORY = 0.99  # of the moving average of the shares, per step
 GAP_MEMORY = 0.9  # of the gap: latents change their scale quickly at first
+FOLLOW = ("em", "free_energy", "nearest")
 GAP_ROWS = 256  # vectors that the gap is measured on, per global batch
 
 
@@ -29,8 +30,12 @@ class LGQ(Quantizer):
     straight_through_weight: rho. The Jacobian of q_soft vanishes as assignments harden; rho I still reaches the encoder.
     split_gradients: the codebook term moves codes and the commitment term moves z, each with its weight; otherwise the
         published mean(q - z)^2, of weight 1, moves both.
-    free_energy: the codebook term is -tau log sum_k exp(-|z - c_k|^2 / tau), per channel, which pulls every code by its
-        responsibility, 2 p_ik (c_k - z_i): soft k-means, annealed to k-means. Otherwise |z - q|^2 pulls the winner alone.
+    follow: how codes follow the vectors. "em": stepwise expectation maximisation of the mixture (Cappe and Moulines 2009),
+        c_k <- c_k + r_k (sum_i p_ik z_i / sum_i p_ik - c_k), where r_k is the batch's part of the code's moving mass: its
+        steps are as long as needed, where an optimizer's are as long as its rate. "free_energy": a loss,
+        -tau log sum_k exp(-|z - c_k|^2 / tau) per channel, whose gradient is 2 p_ik (c_k - z_i). "nearest": |z - q|^2, which
+        pulls the winner alone. In all three the codes are parameters, which the decoder's gradient reaches too.
+    mass_decay: of the moving mass in "em", per step.
     unbiased_usage, global_usage: the usage penalty as a U-statistic, and of all processes' vectors.
     start: "distinct" vectors, or "kmeans" from there. revive_below: a code with less than this part of a fair share,
         by its moving average, takes the place of a badly served vector of the last batch; 0 revives none.
@@ -43,6 +48,9 @@ class LGQ(Quantizer):
     shares: Tensor
     new_gap: Tensor
     new_counts: Tensor
+    mass: Tensor
+    new_mass: Tensor
+    new_sums: Tensor
 
     def __init__(
         self,
@@ -54,7 +62,8 @@ class LGQ(Quantizer):
         relative_temperature: bool = True,
         straight_through_weight: float = 1.0,
         split_gradients: bool = True,
-        free_energy: bool = True,
+        follow: str = "em",
+        mass_decay: float = 0.9,
         commitment_weight: float = 0.25,
         peak_weight: float = 0.005,
         usage_weight: float = 0.005,
@@ -70,7 +79,8 @@ class LGQ(Quantizer):
         self.relative_temperature = relative_temperature
         self.straight_through_weight = straight_through_weight
         self.split_gradients = split_gradients
-        self.free_energy = free_energy
+        self.follow = one_of("LGQ.follow", follow, FOLLOW)
+        self.mass_decay = mass_decay
         self.commitment_weight = commitment_weight
         self.peak_weight = peak_weight
         self.usage_weight = usage_weight
@@ -85,6 +95,9 @@ class LGQ(Quantizer):
         self.register_buffer("new_gap", torch.tensor(0.0))
         self.register_buffer("shares", torch.full((codebook_size,), 1 / codebook_size))
         self.register_buffer("new_counts", torch.zeros(codebook_size))
+        self.register_buffer("mass", torch.zeros(codebook_size))  # 0: no step yet
+        self.register_buffer("new_mass", torch.zeros(codebook_size))
+        self.register_buffer("new_sums", torch.zeros(codebook_size, dim))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         if not self.training:
@@ -103,11 +116,11 @@ class LGQ(Quantizer):
             losses["reconstruction"] = F.mse_loss(straight_through(soft.codes, chosen), z)
         else:
             losses["commitment"] = self.commitment_weight * F.mse_loss(z, chosen.detach())
-            if self.free_energy:
+            if self.follow == "free_energy":
                 losses["codebook"] = _codes_only(-temperature * soft.log_partition, z, soft.codes).mean() / self.dim
-            else:
+            elif self.follow == "nearest":
                 losses["codebook"] = F.mse_loss(chosen, z.detach())
-        self._record(z, soft.index, chosen, gap)
+        self._record(z, soft, chosen, gap)
         return QuantizerOutput(codes, soft.index[:, None], losses)
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
@@ -126,9 +139,21 @@ class LGQ(Quantizer):
         self.gap.copy_(torch.where(self.gap > 0, self.gap.lerp(self.new_gap, (1 - GAP_MEMORY) * seen), self.new_gap))
         self.shares.lerp_(self.new_counts / counted.clamp_min(1), (1 - MEMORY) * seen)
         self.new_counts.zero_()
+        self._em_step()
         fair = 1 / len(self.shares)
         revived = self.candidates.take(self.codebook, self.shares < self.revive_below * fair)
         self.shares.copy_(torch.where(revived, fair, self.shares))
+        self.mass.copy_(torch.where(revived, self.mass.mean(), self.mass))
+
+    def _em_step(self) -> None:
+        """A mass that is averaged over (1 - mass_decay) of the steps: the new part is at most the whole, so codes stay means."""
+        seen = (self.new_mass.sum() > 0).to(self.mass)
+        before = torch.where(self.mass.sum() > 0, self.mass, self.new_mass.mean())
+        self.mass.copy_(before.lerp(self.new_mass, (1 - self.mass_decay) * seen))
+        pull = self.new_sums - self.new_mass[:, None] * self.codebook
+        self.codebook += (1 - self.mass_decay) * pull / self.mass.clamp_min(1e-12)[:, None]
+        self.new_mass.zero_()
+        self.new_sums.zero_()
 
     @torch.no_grad()
     def _measure_gap(self, z: Tensor) -> Tensor:
@@ -148,9 +173,12 @@ class LGQ(Quantizer):
         return unbiased_usage_penalty(usage, purity, vectors) if self.unbiased_usage else usage_penalty(usage)
 
     @torch.no_grad()
-    def _record(self, z: Tensor, index: Tensor, chosen: Tensor, gap: Tensor) -> None:
+    def _record(self, z: Tensor, soft: SoftAssignment, chosen: Tensor, gap: Tensor) -> None:
         self.new_gap.copy_(gap)
-        self.new_counts += global_sum(cluster_counts(index, self.shares))
+        self.new_counts += global_sum(cluster_counts(soft.index, self.shares))
+        if self.follow == "em":
+            self.new_mass += global_sum(soft.usage.detach() * len(z))
+            self.new_sums += global_sum(soft.sums)
         self.candidates.record(z, chosen)
 
 

@@ -14,13 +14,14 @@ from stage1_tokenizer.quantizers.precision import full_precision
 
 @dataclass(frozen=True)
 class SoftAssignment:
-    """No field is of size n * k, so that an implementation need not hold p. All but `index` carry gradient."""
+    """No field is of size n * k, so that an implementation need not hold p. All but `index` and `sums` carry gradient."""
 
     codes: Float[Tensor, "n c"]  # sum_k p_ik c_k
     index: Int[Tensor, " n"]  # argmax_k of the logits, the lowest on ties
     purity: Float[Tensor, " n"]  # S_i = sum_k p_ik^2, between 1/k and 1
     usage: Float[Tensor, " k"]  # u_k = mean_i p_ik
     log_partition: Float[Tensor, " n"]  # log sum_k exp(logit_ik)
+    sums: Float[Tensor, "k c"]  # sum_i p_ik z_i, without gradient: with the usage, what an EM step needs
 
 
 def soft_assign(
@@ -40,9 +41,9 @@ def soft_assign(
     similar = SIMILARITIES[one_of("soft_assign.similarity", similarity, SIMILARITIES)]
     with full_precision(z.device):
         left, right, bias, row = similar(z, codebook, 1 / (temperature if widths is None else temperature * widths))
-        outputs = _Assign.apply(left, right, bias, codebook if values is None else values)
-        codes, index, purity, usage, log_partition = outputs  # pyright: ignore[reportGeneralTypeIssues]
-        return SoftAssignment(codes, index, purity, usage, log_partition + row)
+        outputs = _Assign.apply(left, right, bias, codebook if values is None else values, z.detach())
+        codes, index, purity, usage, log_partition, sums = outputs  # pyright: ignore[reportGeneralTypeIssues]
+        return SoftAssignment(codes, index, purity, usage, log_partition + row, sums)
 
 
 TILE = {"cpu": 1 << 19}  # entries of p held at once; on the CPU a tile stays in the cache
@@ -55,7 +56,7 @@ def _tiles(n: int, k: int, device: torch.device) -> list[slice]:
 
 
 class _Assign(torch.autograd.Function):
-    """p = softmax(x y^T + bias) and its statistics, row tile by row tile; x is "n f", y "k f", values "k c".
+    """p = softmax(x y^T + bias) and its statistics, row tile by row tile; x is "n f", y "k f", values "k v", z "n c".
 
     With cotangents g of the codes, a of the purity, b of the usage and f of the log partition, and G = g values^T + 2 a p
     + b / n, the logits' gradient is p (G - D + f), where D = sum_k p G. Matrix products are written with their long side
@@ -63,10 +64,10 @@ class _Assign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, values: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         (n, _), k = x.shape, len(y)
         codes, index, usage = x.new_empty(values.shape[1], n), bias.new_empty(n, dtype=torch.int64), torch.zeros_like(bias)
-        purity, log_partition = x.new_empty(n), x.new_empty(n)
+        purity, log_partition, sums = x.new_empty(n), x.new_empty(n), x.new_zeros(z.shape[1], k)
         tiles, transposed = _tiles(n, k, x.device), values.T.contiguous()
         work = x.new_empty(2, tiles[0].stop if tiles else 0, k)  # made once: fresh tiles cost page faults
         for tile in tiles:
@@ -78,19 +79,21 @@ class _Assign(torch.autograd.Function):
             codes[:, tile] = transposed @ p.T
             purity[tile] = torch.linalg.vecdot(p, p)
             usage += p.sum(0)
+            sums.addmm_(z[tile].T, p)
             at = at[:, None]
             log_partition[tile] = (logits.gather(1, at) - p.gather(1, at).log()).squeeze(1)
         usage /= n
         codes = codes.T.contiguous()
         ctx.save_for_backward(x, y, bias, values, codes, purity)
-        ctx.mark_non_differentiable(index)
+        sums = sums.T
+        ctx.mark_non_differentiable(index, sums)
         ctx.set_materialize_grads(False)
-        return codes, index, purity, usage, log_partition
+        return codes, index, purity, usage, log_partition, sums
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         x, y, bias, values, codes, purity = ctx.saved_tensors
-        g, _, a, b, f = cotangents
+        g, _, a, b, f, _ = cotangents
         (n, width), k = x.shape, len(y)
         g = torch.zeros_like(codes) if g is None else g
         a = None if a is None else 2 * a[:, None]
@@ -116,7 +119,7 @@ class _Assign(torch.autograd.Function):
                 torch.mm(h, y_transposed.T, out=to_x[tile])
                 to_y.addmm_(with_one[tile].T, h)
                 to_values.addmm_(g[tile].T, p)
-        return to_x, to_y[:-1].T, to_y[-1], to_values.T
+        return to_x, to_y[:-1].T, to_y[-1], to_values.T, None
 
 
 # Each similarity gives left and right of the logits as one matrix product left right^T + bias, and a term per row that the

@@ -116,7 +116,7 @@ def test_the_encoder_still_gets_the_decoders_gradient_when_assignments_saturate(
 
 @pytest.mark.parametrize("free_energy", [True, False])
 def test_the_codebook_term_moves_codes_and_the_commitment_term_moves_vectors(free_energy):
-    quantizer, z, _ = make(free_energy=free_energy, relative_temperature=False)
+    quantizer, z, _ = make(follow="free_energy" if free_energy else "nearest", relative_temperature=False)
     out = quantizer(z)
     to_z, to_codes = torch.autograd.grad(
         out.losses["codebook"], [z, quantizer.codebook], retain_graph=True, materialize_grads=True
@@ -157,8 +157,27 @@ def test_without_any_gap_gradients_stay_finite(codes, progress):
         assert gradient.abs().max() < 1.1 * N  # a single code gets the decoder's whole gradient
 
 
+def test_the_em_step_moves_codes_to_the_means_of_their_vectors():
+    """With all mass new, codes become the responsibilities' means; with mass from before, they go a part of the way."""
+    quantizer, z, _ = make(mass_decay=0.5, relative_temperature=False, revive_below=0.0)
+    before = quantizer.codebook.detach().clone()
+    p = (-(z[:, None] - before[None]).square().sum(-1)).softmax(1).detach()
+    mass, means = p.sum(0), p.T @ z.detach() / p.sum(0)[:, None]
+    quantizer.mass.copy_(3 * mass)
+    quantizer(z)
+    quantizer.anneal(0.0)
+    torch.testing.assert_close(quantizer.codebook.detach(), before + (0.5 / 2) * (means - before))
+    once = quantizer.codebook.detach().clone()
+    quantizer.anneal(0.0)
+    assert torch.equal(quantizer.codebook, once)  # nothing new was seen
+    every, _, _ = make(mass_decay=0.0, relative_temperature=False, revive_below=0.0)
+    every(z)
+    every.anneal(0.0)
+    torch.testing.assert_close(every.codebook.detach(), means)
+
+
 def test_dead_codes_come_back_at_vectors_of_the_batch():
-    quantizer, z, _ = make()
+    quantizer, z, _ = make(follow="nearest")
     quantizer.codebook.data[[1, 4]] = 1e3
     quantizer.shares[[1, 4]] = 0.0
     out = quantizer(z)
