@@ -58,7 +58,11 @@ def train(config: Stage1Config) -> Path:
         perceptual.to(accelerator.device)
     objective = TokenizerObjective(tokenizer, perceptual, config.loss.perceptual_weight)
     optimizer = torch.optim.AdamW(
-        tokenizer.parameters(), config.optim.lr, _pair(config.optim.betas), weight_decay=config.optim.weight_decay, fused=True
+        parameter_groups(tokenizer, config.optim.quantizer_lr),
+        config.optim.lr,
+        _pair(config.optim.betas),
+        weight_decay=config.optim.weight_decay,
+        fused=True,
     )
     discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), config.loss.discriminator_lr, (0.5, 0.9))
     gan_weight = torch.zeros((), device=accelerator.device)
@@ -177,6 +181,14 @@ def build_tokenizer(config: Stage1Config) -> Tokenizer:
         raise UserError(f"config.{error}") from None
 
 
+def parameter_groups(tokenizer: Tokenizer, quantizer_lr: float) -> list[dict[str, Any]]:
+    """The quantizer's parameters apart from the others, each group with the factor on its learning rate."""
+    quantizer = list(tokenizer.quantizer.parameters())
+    ours = {id(parameter) for parameter in quantizer}
+    others = [parameter for parameter in tokenizer.parameters() if id(parameter) not in ours]
+    return [{"params": others, "factor": 1.0}, {"params": quantizer, "factor": quantizer_lr}]
+
+
 @torch.no_grad()
 def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, config: Stage1Config, accelerator: Accelerator) -> None:
     """Let the quantizer start from latents of the first images: four for every code, from about 4096 images at most.
@@ -228,15 +240,16 @@ def export(tokenizer: Tokenizer, folder: Path, config: Stage1Config, fingerprint
 
 def dry_run(config: Stage1Config) -> str:
     """The resolved configuration and what it costs, as text."""
-    tokenizer = build_tokenizer(config)
+    with torch.device("meta"):  # shapes without memory or work
+        tokenizer = build_tokenizer(config).eval()
     parts = {name: tokenizer.get_submodule(name) for name in ("encoder", "quantizer", "decoder")}
     lines = [to_yaml(config)]
     lines += [f"{name}: {_count(part) / 1e6:.2f} M parameters" for name, part in parts.items()]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tokenizer.eval().decode(tokenizer.encode(torch.zeros(1, 3, *tokenizer.spec.image_size)))
+        tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, *tokenizer.spec.image_size, device="meta")))
     flops = 3 * counter.get_total_flops()
     lines.append(f"tokens: {tokenizer.spec}")
-    lines.append(f"cost: about {flops / 1e9:.2f} GFLOP per image and training step without the judges, "
+    lines.append(f"cost: about {flops / 1e9:.2f} GFLOP per image and training step of encoder and decoder, "
                  f"{flops * config.images / 1e15:.3g} PFLOP in all; {config.images / config.batch_size:.0f} steps")
     return "\n".join(lines)
 

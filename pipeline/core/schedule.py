@@ -16,9 +16,9 @@ def cosine_with_warmup(images_seen: int, warmup: int, total: int, final: float) 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group."""
+    """Set the rate of every parameter group, times the group's `factor` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def crossed(before: int, after: int, every: int) -> bool:
