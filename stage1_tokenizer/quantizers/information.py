@@ -40,6 +40,6 @@ def _mean_pattern(logits: Float[Tensor, "n g"]) -> Float[Tensor, " 2**g"]:
 def _patterns(logits: Float[Tensor, "n g"]) -> Float[Tensor, "n 2**g"]:
     """prod_j P(bit_ij) for every pattern of the bits, bit 0 fastest."""
     both = logits.new_ones(len(logits), 1)
-    for logit in logits.split(1, 1):
-        both = ((logit * logit.new_tensor([-1, 1])).sigmoid()[:, :, None] * both[:, None]).flatten(1)
+    for logit in logits.unbind(1):
+        both = ((logit[:, None] * logit.new_tensor([-1, 1])).sigmoid()[:, :, None] * both[:, None]).flatten(1)
     return both
