@@ -1,15 +1,11 @@
 """FSQ: finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505). No codebook, no losses, no parameters."""
 
-import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from stage1_tokenizer.quantizers.estimators import straight_through
-from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
-from stage1_tokenizer.quantizers.mixed_radix import pack, radices, unpack
+from stage1_tokenizer.quantizers.scalar_grid import ScalarGrid
 
 # the paper's levels for a budget of about as many codes (its table 1; 1000, 4375, 15360, 64000 codes)
 LEVELS = {
@@ -34,7 +30,7 @@ def chosen_levels(place: str, levels: Sequence[int] | None, codebook_size: int |
     return levels
 
 
-class FSQ(Quantizer):
+class FSQ(ScalarGrid):
     """Every channel is bounded by a tanh and rounded to `levels[j]` values; the index is the mixed-radix number.
 
     Give `levels`, or a `codebook_size` of the paper's table. The levels decide the dim: one channel each. As in the
@@ -42,28 +38,11 @@ class FSQ(Quantizer):
     rounding in bfloat16 leaves the range.
     """
 
-    radix: Tensor
-    level: Tensor
-    unit: Tensor
-
     def __init__(self, levels: Sequence[int] | None = None, codebook_size: int | None = None) -> None:
-        levels = chosen_levels("FSQ", levels, codebook_size)
-        super().__init__(len(levels), [math.prod(levels)])
-        self.register_buffer("radix", radices(levels), persistent=False)
-        self.register_buffer("level", torch.tensor(levels), persistent=False)
-        self.register_buffer("unit", torch.tensor([float(level // 2) for level in levels]), persistent=False)
+        super().__init__(chosen_levels("FSQ", levels, codebook_size))
 
     def bound(self, z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """z squashed so that rounding gives exactly `levels` values per channel (the paper's appendix A.1)."""
+        """The paper's appendix A.1."""
         half = (self.level - 1).to(z.dtype) * (1 + 1e-3) / 2
         offset = (self.level % 2 == 0).to(z.dtype) / 2
         return (z + (offset / half).atanh()).tanh() * half - offset
-
-    def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        bounded = self.bound(z)
-        digits = (bounded.detach().round() + self.unit).long()
-        indices = pack(digits, self.radix)
-        return QuantizerOutput(straight_through(bounded / self.unit, self.dequantize(indices)), indices, {})
-
-    def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
-        return (unpack(indices, self.radix, self.level) - self.unit) / self.unit

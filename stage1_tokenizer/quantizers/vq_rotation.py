@@ -8,7 +8,7 @@ from stage1_tokenizer.quantizers.moving_average import MovingAverageVQ
 
 
 class VQRotation(MovingAverageVQ):
-    """q = e_{k*}, J_z = (|q| / |z|) R, where the rotation R takes z to the direction of q (section 4.2), R and lengths constant.
+    """q = e_{k*}, J_z = (|q| / |z|) R; the rotation R takes z to the direction of q (section 4.2), R and lengths constant.
 
     Otherwise `vq_ema`, so that the two differ in the estimator alone: the paper too keeps its codes as moving averages, with
     vector-quantize-pytorch's decay .8 and commitment 1. The start from data and the restarts are ours.
