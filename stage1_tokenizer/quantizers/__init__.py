@@ -5,12 +5,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from stage1_tokenizer.quantizers.bsq import BSQ
 from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
 from stage1_tokenizer.quantizers.ibq import IBQ
+from stage1_tokenizer.quantizers.ifsq import IFSQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
+from stage1_tokenizer.quantizers.lfq import LFQ
 from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
 from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
@@ -18,6 +21,7 @@ from stage1_tokenizer.quantizers.multi_scale import MultiScale
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
 from stage1_tokenizer.quantizers.residual import Residual
+from stage1_tokenizer.quantizers.residual_fsq import ResidualFSQ
 from stage1_tokenizer.quantizers.simvq import SimVQ
 from stage1_tokenizer.quantizers.softvq import SoftVQ
 from stage1_tokenizer.quantizers.sqvae import SQVAE
@@ -39,17 +43,21 @@ __all__ = [
 ]
 
 QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
+    "bsq": BSQ,
     "cvq": CVQ,
     "fsq": FSQ,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
     "ibq": IBQ,
+    "ifsq": IFSQ,
+    "lfq": LFQ,
     "lgq": LGQ,
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
     "multi_scale": MultiScale,
     "product": Product,
     "residual": Residual,
+    "residual_fsq": ResidualFSQ,
     "simvq": SimVQ,
     "softvq": SoftVQ,
     "sqvae": SQVAE,
