@@ -21,12 +21,15 @@ class Backbone:
     channels:  of each stage; the resolution halves from one stage to the next.
     layers:    residual blocks per stage (the decoder has one more).
     attention: self-attention over the coarsest grid, in the middle of both.
+    latent_norm: layer norm, without gains, of the latents before the quantizer, as in LGQ's reference. It suits quantizers that
+               measure distances, since their codes need not follow the latents' scale; not those with one level per channel.
     """
 
     patch: int = 1
     channels: tuple[int, ...] = (128, 128, 256, 256, 512)
     layers: int = 2
     attention: bool = True
+    latent_norm: bool = False
 
     def __post_init__(self) -> None:
         for width in self.channels:

@@ -39,6 +39,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         width = shape.channels[-1]
         self.encoder = ImageEncoder(shape, width)
         self.to_code = nn.Linear(width, self.quantizer.input_dim)
+        self.norm = nn.LayerNorm(self.quantizer.input_dim, elementwise_affine=False) if shape.latent_norm else nn.Identity()
         self.from_code = nn.Linear(self.quantizer.dim, width)
         self.decoder = ImageDecoder(shape, width)
         self.spec = TokenSpec(
@@ -69,7 +70,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; this tokenizer takes {self.spec.image_size}")
         features = self.encoder(images).permute(0, 2, 3, 1)
         with torch.autocast(images.device.type, enabled=False):
-            return self.to_code(features.float())
+            return self.norm(self.to_code(features.float()))
 
     def quantize(self, latents: Float[Tensor, "b h w c"]) -> QuantizerOutput:
         """Codes "b h w c", indices "b t d" and the quantizer's losses, in float32."""
