@@ -25,6 +25,8 @@ def seed_list(text: str) -> list[int]:
         if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
             raise UserError(f"--seeds: {text!r}; give numbers and ranges such as 7, 0-15 or 1,5,8-11")
         seeds += range(int(first), int(last or first) + 1)
+    if max(seeds, default=0) >= 2**63:
+        raise UserError(f"--seeds: {text!r}; a seed has 63 bits, give one below {2**63}")
     if not seeds:
         raise UserError(f"--seeds: {text!r} holds no seed; a range goes from the smaller to the larger, such as 0-15")
     return seeds

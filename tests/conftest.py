@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,26 +100,33 @@ class Commands:
         return result
 
     def together(self, processes: int, module: str, *arguments: Any) -> None:
-        """Run a command as that many processes of one group, as a launcher would; none may fail."""
+        """Run a command as that many processes of one group; none may fail."""
+        results = [self.wait(pid) for pid in self.start_group(processes, module, *arguments)]
+        assert [result.code for result in results] == [0] * processes, "\n".join(result.err for result in results)
+
+    def start_group(self, processes: int, module: str, *arguments: Any) -> list[int]:
+        """Start a command as that many processes of one group, as a launcher would."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-        pids = [
+        return [
             self.start(module, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(processes)
         ]
-        results = [self.wait(pid) for pid in pids]
-        assert [result.code for result in results] == [0] * processes, "\n".join(result.err for result in results)
 
     def stop_when(self, pid: int, condition: Callable[[], bool], number: int = signal.SIGKILL) -> Result:
         """Send a signal as soon as the condition holds."""
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, self.files[pid][1].read_text()
-            time.sleep(0.002)
+        self.poll(condition)
         os.kill(pid, number)
         return self.wait(pid)
+
+    def poll(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.002)
 
     def close(self) -> None:
         assert self.server.stdin is not None
@@ -160,3 +168,15 @@ def chain(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Simpl
     for prior in ("maskgit", "ar"):
         commands.succeed("stage2_prior.train", f"run={parts[prior]}", f"tokens={parts['tokens']}", f"prior={prior}", *STAGE2)
     return SimpleNamespace(root=root, **parts)
+
+
+@pytest.fixture
+def runs(chain: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """A copy of the chain to spoil, whole in itself."""
+    root = tmp_path / "runs"
+    shutil.copytree(chain.root, root)
+    for file in root.rglob("*.json"):
+        file.write_text(file.read_text().replace(str(chain.root), str(root)))
+    for file in root.rglob("config.yaml"):
+        file.write_text(file.read_text().replace(str(chain.root), str(root)))
+    return SimpleNamespace(root=root, **{name: root / name for name in ("tokenizer", "tokens", "maskgit", "ar")})

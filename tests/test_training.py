@@ -47,3 +47,66 @@ def kind(request, chain, settings):
     if request.param == "tokenizer":
         return STAGE1, request.param, settings.stage1
     return STAGE2, request.param, [f"tokens={chain.tokens}", f"prior={request.param}", *settings.stage2]
+
+
+# one report per step, so that a difference shows where it begins; the adversarial loss sets in after two of eight steps
+SHORT = ["images=64", "report_every=8", "optim.warmup=8", "loss.gan_start=0.25"]
+SHORT_PRIOR = ["images=64", "report_every=8", "optim.warmup=8", "validate_every=32"]
+
+
+@pytest.fixture(scope="module")
+def one_process(chain, commands, settings, tmp_path_factory):
+    """Short trainings in one process, all images at a time: the folders by name."""
+    folder = tmp_path_factory.mktemp("one")
+    for quantizer in ("lgq", "vq_ema"):
+        commands.succeed(STAGE1, f"run={folder / quantizer}", *settings.stage1, f"quantizer.name={quantizer}", *SHORT)
+    for prior in ("maskgit", "ar"):
+        arguments = [f"tokens={chain.tokens}", f"prior={prior}", *settings.stage2, *SHORT_PRIOR]
+        commands.succeed(STAGE2, f"run={folder / prior}", *arguments)
+    return folder
+
+
+def assert_same_statistics(run: Path, other: Path) -> None:
+    ours, theirs = stats(run), stats(other)
+    assert [set(record) for record in ours] == [set(record) for record in theirs]
+    for name in ours[0].keys() | ours[-1].keys():
+        values, expected = ([record.get(name, 0) for record in records] for records in (ours, theirs))
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(expected), rtol=2e-3, atol=2e-5, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("quantizer", ["lgq", "vq_ema"])
+@pytest.mark.parametrize("how", ["2 processes", "micro-batches"])
+def test_a_tokenizer_learns_the_same_whatever_splits_its_batch(one_process, commands, settings, tmp_path, quantizer, how):
+    arguments = [f"run={tmp_path / 'run'}", *settings.stage1, f"quantizer.name={quantizer}", *SHORT]
+    if how == "micro-batches":
+        commands.succeed(STAGE1, *arguments, "micro_batch=4")
+    else:
+        commands.together(2, STAGE1, *arguments)
+    assert "gan" in stats(tmp_path / "run")[-1]
+    assert_same_statistics(tmp_path / "run", one_process / quantizer)
+
+
+@pytest.mark.parametrize("prior", ["maskgit", "ar"])
+@pytest.mark.parametrize("how", ["2 processes", "micro-batches"])
+def test_a_prior_learns_the_same_whatever_splits_its_batch(chain, one_process, commands, settings, tmp_path, prior, how):
+    arguments = [f"run={tmp_path / 'run'}", f"tokens={chain.tokens}", f"prior={prior}", *settings.stage2, *SHORT_PRIOR]
+    if how == "micro-batches":
+        commands.succeed(STAGE2, *arguments, "micro_batch=3")
+    else:
+        commands.together(2, STAGE2, *arguments)
+    assert_same_statistics(tmp_path / "run", one_process / prior)
+
+
+def test_two_processes_stop_together(chain, commands, settings, tmp_path):
+    # a signal reaches them in different steps: here it reaches only the second one
+    run = tmp_path / "run"
+    arguments = [f"run={run}", f"tokens={chain.tokens}", "prior=ar", *settings.stage2, "images=4000"]
+    first, second = commands.start_group(2, STAGE2, *arguments)
+    stopped = commands.stop_when(second, lambda: snapshots(run) >= 40, signal.SIGTERM)
+    assert (commands.wait(first).code, stopped.code) == (143, 143)
+    assert 40 < snapshots(run) < 4000
+
+
+def test_validation_happens_at_its_own_interval(chain):
+    # 160 is no multiple of 24, the interval of the reports
+    assert [record["images"] for record in stats(chain.ar) if "validation_bits_per_token" in record] == [160, 320]

@@ -52,10 +52,13 @@ def load_newest_snapshot(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in reversed(snapshots(folder)):
         try:
-            return load_snapshot(path)
+            state = load_snapshot(path)
         except UserError as error:
             damaged.append(str(error))
-            logger.warning("%s", error)
+            continue
+        for problem in damaged:
+            logger.warning("%s; going on from %s", problem, path.name)
+        return state
     if damaged:
         raise UserError(f"{damaged[0]}; no older snapshot is whole: delete {folder} to start afresh")
     return None

@@ -154,6 +154,8 @@ class TokenStoreWriter:
         columns = {"tokens": tokens.flatten(1), "mirrored": mirrored.flatten(1), "label": labels, "index": index}
         values = {name: value.cpu().numpy() for name, value in columns.items()}
         with new_folder(self._shard(split, shard)) as aside:
+            if not len(labels):
+                return  # no image of the shard can be read: an empty folder, since `datasets` reads no empty tables
             datasets.Dataset.from_dict(values, features=self.features).save_to_disk(str(aside))
 
     def missing(self, split: str, images: int) -> list[int]:
@@ -191,7 +193,7 @@ def _load_split(path: Path, images: int) -> datasets.Dataset:
 
 def _shards(path: Path) -> list[datasets.Dataset]:
     shards = []
-    for folder in sorted(folder for folder in path.glob("*") if folder.name.isdigit()):
+    for folder in sorted(folder for folder in path.glob("*") if folder.name.isdigit() and any(folder.iterdir())):
         try:
             shards.append(datasets.Dataset.load_from_disk(str(folder)))
         except (OSError, ValueError, KeyError) as error:

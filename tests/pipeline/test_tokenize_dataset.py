@@ -1,0 +1,85 @@
+"""Encoding a data set: killed and resumed, or split over processes, it gives the same store."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.api import TokenStore, load_data, load_tokenizer
+from pipeline.core.data.images import OrderedImages
+from pipeline.core.files import read_json
+from pipeline.tokenization import Job, data_settings
+
+TOKENIZE = "pipeline.tokenize_dataset"
+
+
+def rows(store: Path) -> dict[str, dict[str, Any]]:
+    return {name: split.to_dict() for name, split in TokenStore(store).splits.items()}
+
+
+@pytest.fixture
+def command(chain, tmp_path):
+    return [TOKENIZE, "--tokenizer", chain.tokenizer, "--out", tmp_path / "tokens", "--shard-images", 16, "--batch-size", 16]
+
+
+def test_tokens_are_those_of_the_images(chain):
+    store, tokenizer = TokenStore(chain.tokens), load_tokenizer(chain.tokenizer)
+    data = load_data(name="shapes", image_size=16, train_per_class=12, validation_per_class=6)
+    assert (store.images("train"), store.images("validation"), store.num_classes) == (120, 60, 10)
+    image = OrderedImages(data.train, 16)[50]
+    pixels = image["image"][None].float() / 127.5 - 1
+    tokens, labels = store.batch("train", [50])
+    assert tokens.equal(tokenizer.encode(pixels)) and labels.tolist() == [image["label"]]
+    mirrored, _ = store.batch("train", [50], mirrored=(labels.numpy() >= 0))
+    assert mirrored.equal(tokenizer.encode(pixels.flip(-1)))
+
+
+def test_two_processes_make_the_same_store(chain, commands, command, tmp_path):
+    commands.together(2, *command)
+    assert rows(tmp_path / "tokens") == rows(chain.tokens)
+    assert read_json(tmp_path / "tokens/store.json") == read_json(chain.tokens / "store.json")
+
+
+def test_a_killed_and_resumed_command_makes_the_same_store(chain, commands, command, tmp_path):
+    killed = commands.stop_when(commands.start(*command), lambda: (tmp_path / "tokens/train/00002").exists())
+    assert killed.code == -signal.SIGKILL and not (tmp_path / "tokens/store.json").exists()
+    written = (tmp_path / "tokens/train/00000/state.json").stat().st_mtime_ns
+    commands.succeed(*command)
+    assert rows(tmp_path / "tokens") == rows(chain.tokens)
+    assert (tmp_path / "tokens/train/00000/state.json").stat().st_mtime_ns == written, "a finished shard was made again"
+    assert "finished before" in commands.succeed(*command).out
+    assert not list((tmp_path / "tokens").rglob("*.partial"))
+
+
+def test_unreadable_images_are_left_out_and_named_even_by_a_later_command(chain, commands, command, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data/train" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (20, 17), (80 * number, 0, 0)).save(tmp_path / "data/train" / name / f"{number}.png")
+    broken = tmp_path / "data/train/a/broken.png"
+    broken.write_bytes(b"not an image")
+    command = [*command, "--data", "folder", "data.validation_share=0.2", f"data.path={tmp_path / 'data'}", "--max-unreadable", "1"]
+    command[command.index("--shard-images") + 1] = 1
+    commands.succeed(*command)
+    before = read_json(tmp_path / "tokens/store.json")
+    (tmp_path / "tokens/store.json").unlink()
+    commands.succeed(*command)  # all shards are there: the broken file is not opened again
+    assert read_json(tmp_path / "tokens/store.json") == before
+    store = TokenStore(tmp_path / "tokens")
+    assert store.unreadable == [str(broken)] and store.images("train") + store.images("validation") == 6
+
+
+def test_data_of_the_tokenizer_come_back_whatever_their_options_look_like(tmp_path):
+    # each of these is something else to YAML than the text or the None that it is here
+    given = {"name": "folder", "path": "/data: #7/no", "validation_share": 0.25}
+    (tmp_path / "training.json").write_text(json.dumps({"data": given}))
+    job = Job(None, None, (), None, 8, 8, True, "no", 0, 0.01)
+    assert data_settings(job, tmp_path) == given
+    given["path"] = None
+    (tmp_path / "training.json").write_text(json.dumps({"data": given}))
+    assert data_settings(job, tmp_path) == given
