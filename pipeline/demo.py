@@ -7,8 +7,8 @@ each with the command that a user would type. What is finished is skipped, what 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,31 +17,25 @@ from pathlib import Path
 from pipeline.core.command import Interrupted, run_command
 from pipeline.core.errors import UserError
 
-LAUNCH = ["accelerate", "launch", "--quiet", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+PROJECT = Path(__file__).resolve().parents[1]
+LAUNCH = ["accelerate", "launch", "--quiet", "--config_file=configs/accelerate/one_process.yaml"]
 
 
 def steps(run: Path) -> list[tuple[str, list[str]]]:
     """The commands of the demo in their order: a title and a command line each."""
-    tokens, priors = run / "tokens", [run / "maskgit", run / "ar"]
-    return [
-        ("train the tokenizer", [*LAUNCH, "stage1_tokenizer/train.py", f"run={run / 'tokenizer'}"]),
-        (
-            "encode the images into tokens",
-            [*LAUNCH, "pipeline/tokenize_dataset.py", "--tokenizer", f"{run / 'tokenizer'}", "--out", f"{tokens}"],
-        ),
-        *(
-            (
-                f"train the {prior.name} prior",
-                [*LAUNCH, "stage2_prior/train.py", f"--config=configs/stage2/{prior.name}_demo.yaml", f"run={prior}", f"tokens={tokens}"],
-            )
-            for prior in priors
-        ),
-        (
-            "evaluate reconstructions and samples",
-            ["python", "-m", "eval.run", "--tokenizer", f"{run / 'tokenizer'}", "--priors", *map(str, priors), "--out", f"{run / 'eval'}"],
-        ),
-        ("write the report", ["python", "-m", "eval.report", f"{run}", "--out", f"{run / 'report.html'}"]),
+    tokenizer, tokens, priors = f"{run / 'tokenizer'}", f"{run / 'tokens'}", [run / "maskgit", run / "ar"]
+    encode = ["pipeline/tokenize_dataset.py", "--tokenizer", tokenizer, "--out", tokens]
+    evaluate = ["-m", "eval.run", "--tokenizer", tokenizer, "--priors", *map(str, priors), "--out", f"{run / 'eval'}"]
+    plan = [
+        ("train the tokenizer", [*LAUNCH, "stage1_tokenizer/train.py", f"run={tokenizer}"]),
+        ("encode the images into tokens", [*LAUNCH, *encode]),
     ]
+    for prior in priors:
+        settings = [f"--config=configs/stage2/{prior.name}_demo.yaml", f"run={prior}", f"tokens={tokens}"]
+        plan.append((f"train the {prior.name} prior", [*LAUNCH, "stage2_prior/train.py", *settings]))
+    plan.append(("evaluate reconstructions and samples", ["python", *evaluate]))
+    plan.append(("write the report", ["python", "-m", "eval.report", f"{run}", "--out", f"{run / 'report.html'}"]))
+    return plan
 
 
 def main() -> None:
@@ -63,17 +57,15 @@ def main() -> None:
 
 
 def run_step(title: str, command: list[str]) -> None:
-    """Run one command with this interpreter; stop with its exit code where it fails."""
-    program = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]] if command[0] == "accelerate" else [
-        sys.executable, *command[1:]
-    ]
-    project = Path(__file__).resolve().parents[1]
-    program = [str(project / word) if word.endswith("train.py") or word.endswith("tokenize_dataset.py") else word for word in program]
-    result = subprocess.run(program, env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False)
-    if result.returncode in (-2, 130):
-        raise Interrupted(2)
+    """Run one command with this interpreter, from any folder; stop with its exit code where it fails."""
+    launcher = ["-m", "accelerate.commands.launch", *command[2:]] if command[0] == "accelerate" else command[1:]
+    words = [word.replace("configs/", f"{PROJECT}/configs/") for word in launcher]
+    words = [str(PROJECT / word) if word.endswith(".py") else word for word in words]
+    result = subprocess.run([sys.executable, *words], check=False)
+    if result.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
+        raise Interrupted(signal.SIGINT)
     if result.returncode:
-        raise UserError(f"the demo could not {title} (exit code {result.returncode}, see above); mend it and run the demo again")
+        raise UserError(f"demo: could not {title} (exit code {result.returncode}, see above); mend it and run the demo again")
 
 
 if __name__ == "__main__":
