@@ -43,7 +43,15 @@ def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Acce
             f"launch: {launched} processes started but {accelerator.num_processes} in use; on CPUs launch with "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
+    if accelerator.device.type == "cpu" and _threads_left_to_the_launcher():
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
+
+
+def _threads_left_to_the_launcher() -> bool:
+    """Whether the one thread is accelerate's choice: its launcher gives a process one where OMP_NUM_THREADS is unset."""
+    return os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def reduced(accelerator: Accelerator, tensor: Tensor, how: Literal["sum", "mean"]) -> Tensor:
