@@ -157,13 +157,10 @@ def require_tokenizer(expected: str, store: TokenStore, run: RunFolder) -> None:
 
 
 def parameter_groups(prior: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices with weight decay; embeddings, gains and biases without."""
-    embeddings = {
-        id(parameter) for module in prior.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
-    }
-    decayed, plain = [], []
-    for parameter in prior.parameters():
-        (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
+    """The weights of linear layers with weight decay; embeddings, gains and biases without."""
+    linear = {id(module.weight) for module in prior.modules() if isinstance(module, nn.Linear)}
+    decayed = [parameter for parameter in prior.parameters() if id(parameter) in linear]
+    plain = [parameter for parameter in prior.parameters() if id(parameter) not in linear]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
