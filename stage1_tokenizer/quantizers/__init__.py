@@ -8,6 +8,7 @@ from typing import Any
 from stage1_tokenizer.quantizers.bsq import BSQ
 from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.fsq import FSQ
+from stage1_tokenizer.quantizers.gmvq import GMVQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
 from stage1_tokenizer.quantizers.ibq import IBQ
@@ -46,6 +47,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "bsq": BSQ,
     "cvq": CVQ,
     "fsq": FSQ,
+    "gmvq": GMVQ,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
     "ibq": IBQ,
