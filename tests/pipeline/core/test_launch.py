@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from pipeline.core.command import Interrupted, Interruption, run_command, training_parser
+from pipeline.core.errors import UserError
+from pipeline.core.launch import agreed_signal, start_accelerator
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.fixture
+def handlers():
+    """Signal handlers as they were before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    "main, code, said",
+    [
+        (lambda: None, 0, ""),
+        (raising(UserError("place: value; remedy")), 2, "error: place: value; remedy\n"),
+        (raising(Interrupted(signal.SIGTERM)), 143, "stopped by SIGTERM; run the same command again to go on\n"),
+        (raising(Interrupted(signal.SIGINT)), 130, "stopped by SIGINT; run the same command again to go on\n"),
+        (raising(KeyboardInterrupt()), 130, "stopped; run the same command again to go on\n"),
+    ],
+)
+def test_exit_codes(capsys, monkeypatch, main, code, said):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert (stop.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_other_processes_say_which_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit):
+        run_command(raising(UserError("x")))
+    assert capsys.readouterr().err == "process 3: error: x\n"
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: print(1 / 0))
+
+
+def test_a_signal_is_remembered_and_an_equal_second_one_stops_at_once(handlers, tmp_path):
+    interruption = Interruption()
+    accelerator = start_accelerator("no", "none", tmp_path)
+    assert agreed_signal(accelerator, interruption, 1) == 0
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # a launcher that died of the first one
+    assert agreed_signal(accelerator, interruption, 1) == signal.SIGTERM
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_options_and_settings_come_in_any_order():
+    parser = training_parser("", "default.yaml", "")
+    words = ["a=1", "--dry-run", "b=2", "--config", "x.yaml", "c=3"]
+    parsed = parser.parse_intermixed_args(words)
+    assert (parsed.config, parsed.dry_run, parsed.settings) == ("x.yaml", True, ["a=1", "b=2", "c=3"])
+
+
+def test_launches_that_would_train_twice_are_refused(monkeypatch, tmp_path):
+    start_accelerator("no", "none", tmp_path)  # alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes started but 1 in use"):
+        start_accelerator("no", "none", tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_fp16_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match="precision: fp16 needs a GPU; use bf16 or no"):
+        start_accelerator("fp16", "none", tmp_path)
