@@ -1,0 +1,34 @@
+"""Tiny tokenizers for the tests of stage 1; tests of quantizers alone do not need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from stage1_tokenizer.backbone import Backbone
+from stage1_tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., Tokenizer]:
+    """A tokenizer of 16 px images and 4x4 tokens: its quantizer by name, with options."""
+
+    def make(name: str = "vq", **options: Any) -> Tokenizer:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"levels": [4, 3]} if name == "fsq" else {"codebook_size": 16, "dim": 4}
+        backbone = Backbone(patch=2, channels=(16, 16), layers=1, attention=False)
+        tokenizer = Tokenizer.create(16, backbone, {"name": name, **sizes, **options})
+        with torch.no_grad():
+            tokenizer.quantizer.initialize(tokenizer.latents(torch.rand(8, 3, 16, 16) * 2 - 1))
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Eight images of 16 px in [-1, 1]."""
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
