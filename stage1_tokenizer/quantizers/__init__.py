@@ -23,6 +23,7 @@ from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
 from stage1_tokenizer.quantizers.residual import Residual
 from stage1_tokenizer.quantizers.residual_fsq import ResidualFSQ
+from stage1_tokenizer.quantizers.scq import SCQ
 from stage1_tokenizer.quantizers.simvq import SimVQ
 from stage1_tokenizer.quantizers.softvq import SoftVQ
 from stage1_tokenizer.quantizers.sqvae import SQVAE
@@ -60,6 +61,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "product": Product,
     "residual": Residual,
     "residual_fsq": ResidualFSQ,
+    "scq": SCQ,
     "simvq": SimVQ,
     "softvq": SoftVQ,
     "sqvae": SQVAE,

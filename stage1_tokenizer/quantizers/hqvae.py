@@ -1,5 +1,7 @@
 """RSQ-VAE, the residual HQ-VAE: stochastic codes of residuals (Takida et al. 2024, arXiv 2401.00365, section 4)."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,8 +39,12 @@ class HQVAE(Quantizer):
         self.weight = weight
         self.temperature_start = temperature_start
         self.temperature_end = temperature_end
-        self.layers = nn.ModuleList(StochasticCodes(dim, codebook_size, variance_start) for _ in range(depth))
+        self.stack = nn.ModuleList(StochasticCodes(dim, codebook_size, variance_start) for _ in range(depth))
         self.register_buffer("temperature", torch.tensor(float(temperature_start)))
+
+    @property
+    def layers(self) -> list[StochasticCodes]:
+        return cast(list[StochasticCodes], list(self.stack))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         if not self.training:
