@@ -11,6 +11,7 @@ from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.gmvq import GMVQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
+from stage1_tokenizer.quantizers.hypervq import HyperVQ
 from stage1_tokenizer.quantizers.ibq import IBQ
 from stage1_tokenizer.quantizers.ifsq import IFSQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
@@ -51,6 +52,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "gmvq": GMVQ,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
+    "hypervq": HyperVQ,
     "ibq": IBQ,
     "ifsq": IFSQ,
     "lfq": LFQ,
