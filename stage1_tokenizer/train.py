@@ -1,4 +1,4 @@
-"""Train an image tokenizer:  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256.yaml"""
+"""Train an image tokenizer:  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256_f16.yaml"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EXAMPLES = """examples:
   accelerate launch stage1_tokenizer/train.py                               LGQ on the built-in images, minutes on two CPU cores
   accelerate launch stage1_tokenizer/train.py quantizer=fsq run=runs/fsq    another quantizer; its options: configs/quantizer/
   accelerate launch stage1_tokenizer/train.py --config configs/stage1/folder256.yaml data.path=/my/images
-  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256.yaml --dry-run
+  accelerate launch stage1_tokenizer/train.py --config configs/stage1/imagenet256_f16.yaml --dry-run
 
 Running the same command again goes on where the last snapshot left it, and does nothing when the run is finished."""
 
