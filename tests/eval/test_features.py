@@ -8,6 +8,7 @@ from torch_fidelity import calculate_metrics
 from eval.extractors import LITE0_IN_FIDELITY
 from eval.features import extract, rechunk, reference
 from eval.metrics import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from eval.pictures import blur
 from pipeline.core.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_rechunk_keeps_the_images_in_order(crops):
     assert list(rechunk([], 8)) == []
 
 
-def test_the_distances_order_degradations(crops, blurred, noisy, extractor, measured):
+def test_the_distances_order_degradations(crops, noisy, extractor, measured):
     tested = crops[96:]
 
     def scores(images):
@@ -81,7 +82,7 @@ def test_the_distances_order_degradations(crops, blurred, noisy, extractor, meas
         distance = frechet_distance(found[:, ::40], moments(measured.pool[:96, ::40])).value
         return distance, kernel_distance(found, measured.pool[:96], 10, 80).value
 
-    plain, soft, softer = scores(tested), scores(blurred(tested, 0.8)), scores(blurred(tested, 1.6))
+    plain, soft, softer = scores(tested), scores(blur(tested, 0.8)), scores(blur(tested, 1.6))
     grainy, grainier = scores(noisy(tested, 8.0)), scores(noisy(tested, 20.0))
     for metric in range(2):
         assert plain[metric] < soft[metric] < softer[metric]

@@ -1,0 +1,215 @@
+"""The parts of an evaluation: each measures one thing, draws its pictures, and knows nothing of result files or of skipping."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.features import Features, extract
+from eval.judge import Judge
+from eval.measures import reconstruction_metrics, set_metrics, usage_metrics
+from eval.metrics import mean
+from eval.pictures import blur, hide_cells, save_sheet
+from eval.results import Metric
+from pipeline.api import ImageGenerator, Tokenizer, to_uint8
+from pipeline.core.code_usage import code_usage
+from pipeline.core.progress import progress_bar
+from pipeline.core.rng import generator
+
+DECODED = 6  # images whose decoding is shown
+DECODING_STEPS = 12  # at most
+ALL_CLASSES = 512  # classes that may be shown on one sheet
+SMALL = 64  # pixels of an image that such a sheet may hold
+SHOWN_CODES = 2048  # points of the usage curve
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of the evaluation found."""
+
+    metrics: dict[str, Metric]
+    reference: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
+
+
+def real_images(judge: Judge, folder: Path) -> Part:
+    """The floor: what real images score that are not in the reference; and real pictures of the classes that are shown."""
+    found = judge.real("floor" if judge.held_out else "validation")
+    metrics = _metrics(judge, found.features, found.labels)
+    shown = judge.shown_labels()
+    samples = _one_of_each(judge, [label for row in shown.values() for label in row])
+    save_sheet(folder / "samples.png", samples, judge.config.shown_per_group)
+    details: dict[str, Any] = {"samples": _sheet(judge, shown), "split": "train" if judge.held_out else "validation"}
+    pictures = {"samples": "samples.png"}
+    if _small_enough(judge):
+        save_sheet(folder / "classes.png", _one_of_each(judge, list(range(len(judge.data.class_names)))), 16)
+        details["classes"] = _classes(judge)
+        pictures["classes"] = "classes.png"
+    return Part(metrics, judge.reference.describe(), details, pictures)
+
+
+def validation_images(judge: Judge) -> Part:
+    """What validation images score, which lie elsewhere than all training images."""
+    found = judge.real("validation")
+    return Part(_metrics(judge, found.features, found.labels), judge.reference.describe())
+
+
+def blurred_copy(judge: Judge) -> Part:
+    """What real images score after a Gaussian blur whose sigma is a 32nd of the image: a model should be better than that."""
+    sigma = judge.image_size / 32
+    split = "train" if judge.held_out else "validation"
+    rows = judge.rows("floor" if judge.held_out else "validation")
+    labels: list[Tensor] = []
+
+    def images() -> Iterator[Tensor]:
+        for batch, label in judge.batches(split, rows):
+            labels.append(label)
+            yield blur(batch, sigma)
+
+    found = extract(images(), judge.extractor, len(rows), "a blurred copy")
+    return Part(_metrics(judge, found, torch.cat(labels)), judge.reference.describe(), {"sigma": sigma})
+
+
+def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
+    """How well a tokenizer keeps validation images, and how it uses its codes for them."""
+    rows = judge.rows("validation")
+    tokens: list[Tensor] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, _ in judge.batches("validation", rows):
+            indices = tokenizer.encode(images.to(judge.device).float() / 127.5 - 1)
+            tokens.append(indices.cpu())
+            yield images, to_uint8(tokenizer.decode(indices)).cpu()
+
+    reference = judge.real("validation")
+    metrics = reconstruction_metrics(pairs(), reference, judge.extractor, judge.perceptual)
+    spec = tokenizer.spec
+    usage = code_usage(torch.cat(tokens), spec.sizes)
+    metrics |= usage_metrics(usage, spec.t)
+    shown = torch.cat([images for images, _ in judge.batches("validation", rows[: judge.config.shown_images])])
+    copies = to_uint8(tokenizer.decode(tokenizer.encode(shown.to(judge.device).float() / 127.5 - 1))).cpu()
+    save_sheet(folder / "originals.png", shown, 8)
+    save_sheet(folder / "reconstructions.png", copies, 8)
+    points = torch.linspace(0, usage.active - 1, min(usage.active, SHOWN_CODES)).round().long()
+    details = {
+        "spec": spec.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "quantizer": tokenizer.config["quantizer_config"],
+        "usage": {"size": usage.size, "active": usage.active, "rank": points.tolist(), "count": usage.counts[points].tolist()},
+        "shown": {"tile": list(shown.shape[-2:]), "count": len(shown)},
+        "perceptual_sha256": judge.perceptual.sha256,
+    }
+    pictures = {"originals": "originals.png", "reconstructions": "reconstructions.png"}
+    return Part(metrics, reference.describe(), details, pictures)
+
+
+def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[str, Metric], folder: Path) -> Part:
+    """How a prior's samples compare with real images, and how many bits it needs for real tokens."""
+    labels = judge.sample_labels()
+    first = 1_000_000 * (judge.config.seed + 1)
+    seeds = list(range(first, first + len(labels)))
+    clock = time.monotonic()
+    batches = (batch.cpu() for batch in model.batches(labels.tolist(), seeds, options, judge.config.batch_size))
+    found = extract(batches, judge.extractor, len(labels), f"samples of {type(model.prior).__name__}")
+    seconds = time.monotonic() - clock
+    metrics = set_metrics(
+        found, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets, prefix="g", floor=floor
+    )
+    metrics["prior_bits"] = _bits(judge, model)
+
+    shown = judge.shown_labels()
+    flat = [label for row in shown.values() for label in row]
+    save_sheet(folder / "samples.png", _samples(judge, model, options, flat), judge.config.shown_per_group)
+    details: dict[str, Any] = {
+        "prior": type(model.prior).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.prior.parameters()),
+        "sampling": dataclasses.asdict(options),
+        "groups": len(set(judge.data.groups)),
+        "seeds": [first, first + len(labels)],
+        "images_per_second": round(len(labels) / seconds, 1),
+        "samples": _sheet(judge, shown),
+        "decoding": _decoding(judge, model, options, flat[:: judge.config.shown_per_group][:DECODED], folder),
+    }
+    pictures = {"samples": "samples.png", "decoding": "decoding.png"}
+    if _small_enough(judge):
+        every = list(range(len(judge.data.class_names)))
+        save_sheet(folder / "classes.png", _samples(judge, model, options, every), 16)
+        details["classes"] = _classes(judge)
+        pictures["classes"] = "classes.png"
+    return Part(metrics, judge.reference.describe(), details, pictures)
+
+
+def _metrics(judge: Judge, features: Features, labels: Tensor) -> dict[str, Metric]:
+    return set_metrics(features, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets)
+
+
+def _bits(judge: Judge, model: ImageGenerator) -> Metric:
+    """Bits per token of the validation images' tokens under the prior, and the standard error over images."""
+    rows = judge.rows("validation")
+    bits = []
+    with progress_bar(len(rows), "bits of real tokens") as bar:
+        for number, (images, labels) in enumerate(judge.batches("validation", rows)):
+            tokens = model.tokenizer.encode(images.to(judge.device).float() / 127.5 - 1)
+            noise = model.prior.draw_noise(len(labels), generator(judge.config.seed, "bits", number))
+            moved = {name: values.to(judge.device) for name, values in noise.items()}
+            with torch.no_grad():
+                bits.append(model.prior.validation_bits(tokens, labels.to(judge.device), moved).cpu())
+            bar.update(len(labels))
+    value = mean(torch.cat(bits) / model.tokenizer.spec.t)
+    return Metric("Prior bits per token", value.value, len(torch.cat(bits)), "lower", value.standard_error, unit="bits")
+
+
+def _samples(judge: Judge, model: ImageGenerator, options: Any, labels: list[int]) -> Tensor:
+    seeds = list(range(len(labels)))
+    return torch.cat([batch.cpu() for batch in model.batches(labels, seeds, options, judge.config.batch_size)])
+
+
+def _decoding(judge: Judge, model: ImageGenerator, options: Any, labels: list[int], folder: Path) -> dict[str, Any]:
+    """Write the sheet of a few images while they are sampled: one row each, the cells not yet known left transparent."""
+    samples = model.prior.sample(labels, options, list(range(len(labels))), trace=True)
+    images = model.decode(samples.tokens).cpu()
+    h, w = model.tokenizer.spec.grid
+    grids = [(grid[:, -h * w :, 0] >= 0).view(-1, h, w).cpu() for grid in samples.trace]
+    chosen = sorted({round(step) for step in torch.linspace(0, len(grids) - 1, DECODING_STEPS).tolist()})
+    tiles = torch.stack([hide_cells(images, grids[step]) for step in chosen], 1).flatten(0, 1)
+    save_sheet(folder / "decoding.png", tiles, len(chosen))
+    names = [judge.data.class_names[label] for label in labels]
+    steps = {"steps": [step + 1 for step in chosen], "of": len(grids), "tokens": model.tokenizer.spec.t}
+    return {"tile": list(images.shape[-2:]), "names": names, **steps}
+
+
+def _one_of_each(judge: Judge, labels: list[int]) -> Tensor:
+    """A real image for every label: validation images first, in their order, others where a class comes more often."""
+    waiting: dict[int, list[tuple[str, int]]] = {}
+    wanted = set(labels)
+    for split in ("train", "validation"):
+        for row, label in reversed(list(enumerate(judge.images[split].pixels.labels.tolist()))):
+            if label in wanted:
+                waiting.setdefault(label, []).append((split, row))
+    found = []
+    for label in labels:
+        split, row = waiting[label].pop()
+        image = judge.images[split][row]["image"]
+        found.append(image if image.numel() else torch.zeros(3, judge.image_size, judge.image_size, dtype=torch.uint8))
+    return torch.stack(found)
+
+
+def _sheet(judge: Judge, shown: dict[str, list[int]]) -> dict[str, Any]:
+    names = {group: [judge.data.class_names[label] for label in labels] for group, labels in shown.items()}
+    return {"tile": [judge.image_size] * 2, "rows": names}
+
+
+def _classes(judge: Judge) -> dict[str, Any]:
+    return {"tile": [judge.image_size] * 2, "names": list(judge.data.class_names)}
+
+
+def _small_enough(judge: Judge) -> bool:
+    return len(judge.data.class_names) <= ALL_CLASSES and judge.image_size <= SMALL
