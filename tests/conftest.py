@@ -23,8 +23,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1
 
 # intervals that do not divide each other: a snapshot falls between two reports
 STAGE1 = [
-    *("data=shapes", "data.image_size=16", "data.train_per_class=12", "data.validation_per_class=6", "image_size=16", "workers=0"),
-    *("images=320", "batch_size=8", "backbone.patch=4", "backbone.channels=[16]", "backbone.layers=1"),
+    *("data=shapes", "data.image_size=16", "data.train_per_class=12", "data.validation_per_class=6", "image_size=16"),
+    *("images=320", "batch_size=8", "backbone.patch=4", "backbone.channels=[16]", "backbone.layers=1", "workers=0"),
     *("backbone.attention=false", "quantizer=lgq", "quantizer.codebook_size=16", "quantizer.dim=4"),
     *("loss.perceptual=none", "loss.gan_weight=0.1", "loss.gan_start=0.3", "loss.discriminator_channels=8"),
     *("loss.discriminator_layers=2", "optim.lr=2e-3", "optim.warmup=32", "report_every=24", "snapshot_every=40"),
@@ -63,7 +63,9 @@ class Commands:
         )
         self._read_until("ready")
 
-    def start(self, module: str, *arguments: Any, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> int:
+    def start(
+        self, module: str, *arguments: Any, environment: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> int:
         """Start `python -m module arguments …` in a folder; gives the process id."""
         self.number += 1
         stdout, stderr = (self.folder / f"{self.number:03d}.{name}" for name in ("out", "err"))
@@ -109,9 +111,14 @@ class Commands:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        group = {
+            "WORLD_SIZE": f"{processes}",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": f"{port}",
+            "ACCELERATE_USE_CPU": "true",
+        }
         return [
-            self.start(module, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            self.start(module, *arguments, environment={**group, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"})
             for rank in range(processes)
         ]
 

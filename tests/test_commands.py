@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-TRAIN1, TOKENIZE, TRAIN2, SAMPLE = "stage1_tokenizer.train", "pipeline.tokenize_dataset", "stage2_prior.train", "pipeline.sample"
+TRAIN1, TRAIN2 = "stage1_tokenizer.train", "stage2_prior.train"
+TOKENIZE, SAMPLE = "pipeline.tokenize_dataset", "pipeline.sample"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCRIPTS = [
     ["stage1_tokenizer/train.py"],
@@ -114,29 +115,33 @@ MISTAKES = {
     "fp16 on a CPU": mistake(*S1, "precision=fp16", says="precision: fp16 needs a GPU"),
     "folder that cannot be": mistake(TRAIN1, "run=/dev/null/run", "{stage1}", says="/dev/null/run: cannot be written"),
     "another configuration": mistake(TRAIN1, "run={runs.tokenizer}", "{stage1}", "seed=1", says="seed was 0, now 1"),
-    "0-byte snapshots": mistake(TRAIN1, "run={runs.tokenizer}", "{stage1}", says="damaged snapshot (0 bytes", spoil=reopen("tokenizer")),
-    "missing tokens": mistake(TRAIN2, "tokens={tmp}/nothing", "{stage2}", says="nothing: no token store here"),
-    "unfinished tokens": mistake(
-        *S2, says="unfinished token store", spoil=lambda runs: (runs.tokens / "store.json").unlink()
+    "0-byte snapshots": mistake(
+        TRAIN1, "run={runs.tokenizer}", "{stage1}", says="damaged snapshot (0 bytes", spoil=reopen("tokenizer")
     ),
+    "missing tokens": mistake(TRAIN2, "tokens={tmp}/nothing", "{stage2}", says="nothing: no token store here"),
+    "unfinished tokens": mistake(*S2, says="unfinished token store", spoil=lambda runs: (runs.tokens / "store.json").unlink()),
     "truncated tokens": mistake(*S2, says="damaged shard", spoil=truncate("tokens/train/00001/*.arrow")),
     "misspelt prior": mistake(*S2, "prior=maskgitt", says="did you mean maskgit?"),
     "misspelt option of a prior": mistake(*S2, "prior.depht=1", says="depht"),
     "tokens of another tokenizer": mistake(
-        TRAIN2, "run={runs.ar}", "tokens={runs.tokens}", "prior=ar", "{stage2}", says="tokens of tokenizer 0000", spoil=other_tokens
+        *[TRAIN2, "run={runs.ar}", "tokens={runs.tokens}", "prior=ar", "{stage2}"],
+        says="tokens of tokenizer 0000",
+        spoil=other_tokens,
     ),
     "0-byte snapshots of a prior": mistake(
         *[TRAIN2, "run={runs.ar}", "tokens={runs.tokens}", "prior=ar", "{stage2}"], says="damaged snapshot", spoil=reopen("ar")
     ),
     "missing tokenizer": mistake(TOKENIZE, "--tokenizer", "{tmp}/nothing", says="nothing: no such run"),
     "no tokenizer at all": mistake(TOKENIZE, says="runs: no finished tokenizer"),
-    "unfinished tokenizer": mistake(*ENCODE, says="has not finished", spoil=lambda runs: shutil.rmtree(runs.tokenizer / "tokenizer")),
+    "unfinished tokenizer": mistake(
+        *ENCODE, says="has not finished", spoil=lambda runs: shutil.rmtree(runs.tokenizer / "tokenizer")
+    ),
     "0-byte tokenizer": mistake(*ENCODE, says=f"{WEIGHTS}: empty (0 bytes)", spoil=truncate(f"tokenizer/tokenizer/{WEIGHTS}")),
     "unknown data": mistake(*ENCODE, "--data", "shape", says="did you mean shapes?"),
     "setting that is not the data's": mistake(*ENCODE, "optim.lr=1", says="write data.option=value"),
     "empty batches": mistake(*ENCODE, "--batch-size", "0", says="--batch-size: 0; give 1 or more"),
     "store of other tokens": mistake(
-        TOKENIZE, "--tokenizer", "{runs.tokenizer}", "--no-mirror", "--shard-images", "16", says="holds tokens of another mirrored"
+        *[TOKENIZE, "--tokenizer", "{runs.tokenizer}", "--no-mirror", "--shard-images", "16"], says="tokens of another mirrored"
     ),
     "missing run": mistake(SAMPLE, "--class", "1", "--pipeline", "{tmp}/nothing", says="nothing: no such run"),
     "no run at all": mistake(SAMPLE, "--class", "1", says="runs: no finished prior"),

@@ -71,7 +71,8 @@ def assert_same_statistics(run: Path, other: Path) -> None:
     assert [set(record) for record in ours] == [set(record) for record in theirs]
     for name in ours[0].keys() | ours[-1].keys():
         values, expected = ([record.get(name, 0) for record in records] for records in (ours, theirs))
-        torch.testing.assert_close(torch.tensor(values), torch.tensor(expected), rtol=2e-3, atol=2e-5, msg=lambda m: f"{name}: {m}")
+        found, wanted = ({name: torch.tensor(column)} for column in (values, expected))
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("quantizer", ["lgq", "vq_ema"])

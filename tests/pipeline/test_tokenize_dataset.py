@@ -63,7 +63,8 @@ def test_unreadable_images_are_left_out_and_named_even_by_a_later_command(chain,
             Image.new("RGB", (20, 17), (80 * number, 0, 0)).save(tmp_path / "data/train" / name / f"{number}.png")
     broken = tmp_path / "data/train/a/broken.png"
     broken.write_bytes(b"not an image")
-    command = [*command, "--data", "folder", "data.validation_share=0.2", f"data.path={tmp_path / 'data'}", "--max-unreadable", "1"]
+    command = [*command, "--data", "folder", "data.validation_share=0.2", f"data.path={tmp_path / 'data'}"]
+    command += ["--max-unreadable", "1"]
     command[command.index("--shard-images") + 1] = 1
     commands.succeed(*command)
     before = read_json(tmp_path / "tokens/store.json")

@@ -20,7 +20,7 @@ def test_images_become_tokens_and_images_again(make_tokenizer, images, name):
     assert tokenizer.spec == TokenSpec(sizes=(size,), scales=((4, 4),), image_size=(16, 16))
     tokens = tokenizer.encode(images)
     assert tokens.shape == (8, 16, 1) and tokens.dtype == torch.int64
-    assert 0 <= tokens.min() and tokens.max() < size and len(tokens.unique()) > 1
+    assert tokens.min() >= 0 and tokens.max() < size and len(tokens.unique()) > 1
     decoded = tokenizer.decode(tokens)
     assert decoded.shape == images.shape and decoded.isfinite().all()
     assert not tokens.requires_grad and not decoded.requires_grad

@@ -54,7 +54,8 @@ def test_defaults_without_a_file():
 
 
 def test_overrides_go_over_the_file_and_the_file_over_its_includes(fruits):
-    write(fruits, base="images: 1\nrun: base\noptim: {lr: 1, ema: 0.5}", more="run: more", top="include: [base.yaml, more.yaml]\nflip: no")
+    write(fruits, base="images: 1\nrun: base\noptim: {lr: 1, ema: 0.5}", more="run: more")
+    write(fruits, top="include: [base.yaml, more.yaml]\nflip: no")
     config = load_config(Settings, fruits / "top.yaml", ["optim.lr=2e-4", "images=7"])
     assert (config.images, config.run, config.flip, config.optim) == (7, "more", False, Optim(2e-4, (0.9, 0.99), 0.5))
 
@@ -162,7 +163,7 @@ def test_a_missing_field_is_named():
     class Required:
         run: str
 
-    with pytest.raises(UserError, match="config.run: missing; set it in the file or as run=value"):
+    with pytest.raises(UserError, match=r"config.run: missing; set it in the file or as run=value"):
         load_config(Required)
 
 

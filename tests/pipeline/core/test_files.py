@@ -22,7 +22,7 @@ def test_damaged_json_is_named(tmp_path, content):
 
 
 def test_missing_json_is_named(tmp_path):
-    with pytest.raises(UserError, match="file.json: no such file"):
+    with pytest.raises(UserError, match=r"file.json: no such file"):
         read_json(tmp_path / "file.json")
 
 

@@ -39,7 +39,7 @@ def test_another_configuration_is_refused_once_there_is_a_snapshot(run):
     save_snapshot(run.snapshots, 1, {"images_seen": 1})
     run.open(Config())
     run.open(Config(run="moved", workers=2))  # where and how fast, not what
-    with pytest.raises(UserError, match=r"holds a run of another configuration \(seed was 0, now 1; optim.lr was 1.0, now 2.0\)"):
+    with pytest.raises(UserError, match=r"a run of another configuration \(seed was 0, now 1; optim.lr was 1.0, now 2.0\)"):
         run.open(Config(seed=1, optim=Optim(2.0)))
 
 
@@ -60,5 +60,5 @@ def test_statistics_are_rewound_to_the_moment_of_a_snapshot(run):
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(UserError, match="/dev/null/run: cannot be written .*choose another folder with run="):
+    with pytest.raises(UserError, match=r"/dev/null/run: cannot be written .*choose another folder with run="):
         RunFolder("/dev/null/run").open(Config())
