@@ -15,6 +15,7 @@ from stage1_tokenizer.quantizers.hypervq import HyperVQ
 from stage1_tokenizer.quantizers.ibq import IBQ
 from stage1_tokenizer.quantizers.ifsq import IFSQ
 from stage1_tokenizer.quantizers.interface import GridQuantizer, PerVectorGrid, Quantizer, QuantizerOutput, on_grid
+from stage1_tokenizer.quantizers.lattice import Lattice
 from stage1_tokenizer.quantizers.lfq import LFQ
 from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
@@ -22,6 +23,7 @@ from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
 from stage1_tokenizer.quantizers.multi_scale import MultiScale
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
+from stage1_tokenizer.quantizers.random_projection import RandomProjection
 from stage1_tokenizer.quantizers.residual import Residual
 from stage1_tokenizer.quantizers.residual_fsq import ResidualFSQ
 from stage1_tokenizer.quantizers.scq import SCQ
@@ -55,12 +57,14 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "hypervq": HyperVQ,
     "ibq": IBQ,
     "ifsq": IFSQ,
+    "leech": Lattice,
     "lfq": LFQ,
     "lgq": LGQ,
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
     "multi_scale": MultiScale,
     "product": Product,
+    "random_projection": RandomProjection,
     "residual": Residual,
     "residual_fsq": ResidualFSQ,
     "scq": SCQ,
