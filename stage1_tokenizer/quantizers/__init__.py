@@ -21,6 +21,7 @@ from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
 from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
 from stage1_tokenizer.quantizers.multi_scale import MultiScale
+from stage1_tokenizer.quantizers.nsvq import NSVQ
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
 from stage1_tokenizer.quantizers.random_projection import RandomProjection
@@ -63,6 +64,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
     "multi_scale": MultiScale,
+    "nsvq": NSVQ,
     "product": Product,
     "random_projection": RandomProjection,
     "residual": Residual,
