@@ -7,6 +7,7 @@ from typing import Any
 
 from stage1_tokenizer.quantizers.bsq import BSQ
 from stage1_tokenizer.quantizers.cvq import CVQ
+from stage1_tokenizer.quantizers.diveq import DiVeQ
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.gmvq import GMVQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
@@ -21,6 +22,7 @@ from stage1_tokenizer.quantizers.lgq import LGQ
 from stage1_tokenizer.quantizers.lgq_channel import LGQChannel
 from stage1_tokenizer.quantizers.lgq_paper import LGQPaper
 from stage1_tokenizer.quantizers.multi_scale import MultiScale
+from stage1_tokenizer.quantizers.noise_substitution import NoiseSubstitution
 from stage1_tokenizer.quantizers.nsvq import NSVQ
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.product import Product
@@ -51,6 +53,7 @@ __all__ = [
 QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "bsq": BSQ,
     "cvq": CVQ,
+    "diveq": DiVeQ,
     "fsq": FSQ,
     "gmvq": GMVQ,
     "gumbel": Gumbel,
@@ -64,6 +67,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "lgq_channel": LGQChannel,
     "lgq_paper": LGQPaper,
     "multi_scale": MultiScale,
+    "noise_substitution": NoiseSubstitution,
     "nsvq": NSVQ,
     "product": Product,
     "random_projection": RandomProjection,

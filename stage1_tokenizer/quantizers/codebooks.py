@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.global_batch import from_first_process, gather, processes
+from stage1_tokenizer.quantizers.global_batch import from_first_process, gather, global_sum, processes
 from stage1_tokenizer.quantizers.nearest import nearest_codes
 
 
@@ -113,6 +113,45 @@ class Candidates(nn.Module):
         codebook.copy_(torch.where(revived[:, None], vectors, codebook))
         self.present.zero_()
         return revived
+
+
+class Replacement(nn.Module):
+    """Moves codes that are hardly used next to used ones, once in a while; buffers, equal on every process.
+
+    After every `every` updates a code with less than `below` of a fair share of the vectors since then takes the place of
+    a used one, chosen in proportion to their shares (systematic sampling, without a random number), a thousandth of the
+    way back towards where it was, so that no two are alike.
+    """
+
+    counts: Tensor
+    updates: Tensor
+    fresh: Tensor
+
+    def __init__(self, codebook_size: int, every: int, below: float) -> None:
+        super().__init__()
+        self.every = every
+        self.below = below
+        self.register_buffer("counts", torch.zeros(codebook_size))
+        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("fresh", torch.tensor(False))  # recorded since the last update
+
+    @torch.no_grad()
+    def record(self, index: Int[Tensor, " n"]) -> None:
+        self.counts += global_sum(cluster_counts(index, self.counts))
+        self.fresh.fill_(True)
+
+    @torch.no_grad()
+    def update(self, codebook: Float[Tensor, "k c"]) -> None:
+        """Between two steps; without a `record` since the last update, nothing."""
+        self.updates += self.fresh
+        due = self.fresh & (self.updates % self.every == 0)
+        self.fresh.fill_(False)
+        dead = due & (self.counts < self.below * self.counts.mean())
+        reach = torch.where(dead, 0, self.counts).double().cumsum(0)
+        level = (dead.cumsum(0) - 0.5) / dead.sum().clamp_min(1) * reach[-1]
+        parent = torch.searchsorted(reach, level).clamp_max(len(codebook) - 1)
+        codebook.copy_(torch.where(dead[:, None], codebook[parent].lerp(codebook, 1e-3), codebook))
+        self.counts.mul_(~due)
 
 
 def evenly(rows: int, wanted: int) -> int:

@@ -1,5 +1,7 @@
 """Gradients through a choice that has none."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,3 +28,17 @@ def rotation_trick(z: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> Floa
         w = F.normalize(u + v, dim=1)
     rotated = z - 2 * w * (w * z).sum(1, keepdim=True) + 2 * v * (u * z).sum(1, keepdim=True)
     return straight_through(scale * torch.where(exists, rotated, z), codes)
+
+
+def step_along(
+    z: Float[Tensor, "n c"],
+    codes: Float[Tensor, "n c"],
+    direction: Float[Tensor, "n c"],
+    radius: Callable[[Float[Tensor, "n 1"]], Float[Tensor, "n 1"]] = lambda gap: gap,
+) -> Float[Tensor, "n c"]:
+    """z + r(|q - z|) u, u the direction's unit vector, without gradient: a step as long as the error, if r is the identity.
+
+    With e the unit vector of q - z: J_z = I - r' u e^T, J_q = r' u e^T. Finite where z = q.
+    """
+    gap = torch.linalg.vector_norm(codes - z, dim=1, keepdim=True)
+    return z + radius(gap) * F.normalize(direction.detach(), dim=1)
