@@ -9,6 +9,7 @@ from stage1_tokenizer.quantizers.bsq import BSQ
 from stage1_tokenizer.quantizers.cvq import CVQ
 from stage1_tokenizer.quantizers.diveq import DiVeQ
 from stage1_tokenizer.quantizers.fsq import FSQ
+from stage1_tokenizer.quantizers.fvq import FVQ
 from stage1_tokenizer.quantizers.gmvq import GMVQ
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
@@ -33,6 +34,7 @@ from stage1_tokenizer.quantizers.scq import SCQ
 from stage1_tokenizer.quantizers.simvq import SimVQ
 from stage1_tokenizer.quantizers.softvq import SoftVQ
 from stage1_tokenizer.quantizers.sqvae import SQVAE
+from stage1_tokenizer.quantizers.transvq import TransVQ
 from stage1_tokenizer.quantizers.vaevq import VAEVQ
 from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.quantizers.vq_cosine import VQCosine
@@ -55,6 +57,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "cvq": CVQ,
     "diveq": DiVeQ,
     "fsq": FSQ,
+    "fvq": FVQ,
     "gmvq": GMVQ,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
@@ -77,6 +80,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "simvq": SimVQ,
     "softvq": SoftVQ,
     "sqvae": SQVAE,
+    "transvq": TransVQ,
     "vaevq": VAEVQ,
     "vq": VQ,
     "vq_cosine": VQCosine,
