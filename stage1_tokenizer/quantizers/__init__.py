@@ -11,6 +11,7 @@ from stage1_tokenizer.quantizers.diveq import DiVeQ
 from stage1_tokenizer.quantizers.fsq import FSQ
 from stage1_tokenizer.quantizers.fvq import FVQ
 from stage1_tokenizer.quantizers.gmvq import GMVQ
+from stage1_tokenizer.quantizers.grit import GRIT
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
 from stage1_tokenizer.quantizers.hypervq import HyperVQ
@@ -59,6 +60,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "fsq": FSQ,
     "fvq": FVQ,
     "gmvq": GMVQ,
+    "grit": GRIT,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
     "hypervq": HyperVQ,
