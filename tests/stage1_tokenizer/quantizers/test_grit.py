@@ -1,5 +1,7 @@
 """GRIT-VQ: the Jacobians of its three radii."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_value_is_the_code_and_jacobians_are_those_of_the_radius(radius):
     to_z = torch.autograd.functional.jacobian(lambda x: quantizer(x[None]).codes[0], z[0])
     torch.testing.assert_close(to_z, torch.eye(4, dtype=torch.float64) - along)
     codes = quantizer(z.requires_grad_()).codes[0]
-    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     rows = [torch.autograd.grad(code, quantizer.codebook, **options)[0] for code in codes]
     torch.testing.assert_close(torch.stack(rows)[:, out.indices[0, 0]], along @ quantizer.transform)
 
