@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a pipeline is loaded by what stands beside its class)
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 

@@ -161,8 +161,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def settings() -> SimpleNamespace:
-    """Settings of tiny trainings: `stage1` and `stage2`."""
-    return SimpleNamespace(stage1=STAGE1, stage2=STAGE2)
+    """Settings of tiny trainings, `stage1` and `stage2`, and the environment of processes, offline and with one thread."""
+    return SimpleNamespace(stage1=STAGE1, stage2=STAGE2, environment=OFFLINE)
 
 
 @pytest.fixture(scope="session")

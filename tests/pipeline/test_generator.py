@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.api import ImageGenerator, load_pipeline
+from pipeline.core.errors import UserError
+from pipeline.generator import to_uint8
+
+
+@pytest.fixture(scope="module", params=["maskgit", "ar"])
+def generator(chain, request):
+    return load_pipeline(getattr(chain, request.param))
+
+
+def pixels(generator, labels, seeds, **options):
+    return generator(class_labels=labels, seeds=seeds, output_type="np", **options).images
+
+
+def test_images_of_every_type_are_the_same(generator):
+    labels, seeds = [4, 0, 9], [5, 6, 7]
+    array = pixels(generator, labels, seeds)
+    assert array.shape == (3, 16, 16, 3) and array.dtype == np.float32 and 0 <= array.min() < array.max() <= 1
+    pictures = generator(labels, seeds).images
+    assert [picture.size for picture in pictures] == [(16, 16)] * 3
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), np.rint(array * 255))
+    tensor = generator(labels, seeds, output_type="pt").images
+    assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+    tokens = generator(labels, seeds, output_type="latent").images
+    assert tokens.shape == (3, 16, 1) and generator.decode(tokens).equal((tensor * 255).round().to(torch.uint8))
+    (only,) = generator(labels, seeds, output_type="np", return_dict=False)
+    assert np.array_equal(only, array)
+
+
+def test_the_same_seed_gives_the_same_image_in_any_batch(generator):
+    labels, seeds = [label % 10 for label in range(9)], list(range(100, 109))
+    together = pixels(generator, labels, seeds)
+    assert len({image.tobytes() for image in together}) > 5
+    for row in (0, 4, 8):
+        assert np.array_equal(pixels(generator, [labels[row]], [seeds[row]])[0], together[row])
+    assert np.array_equal(pixels(generator, labels[::-1], seeds[::-1]), together[::-1])
+    in_batches = torch.cat(list(generator.batches(labels, seeds, generator.options(), batch_size=4)))
+    assert np.array_equal(in_batches.permute(0, 2, 3, 1).numpy(), np.rint(together * 255))
+
+
+def test_seeds_count_up_where_none_are_given(generator):
+    assert np.array_equal(generator([3, 3], output_type="np").images, pixels(generator, [3, 3], [0, 1]))
+
+
+def test_a_saved_pipeline_makes_the_same_images(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    expected = pixels(generator, [1, 2], [3, 4])
+    for again in (ImageGenerator.from_pretrained(tmp_path), load_pipeline(tmp_path)):
+        assert np.array_equal(pixels(again, [1, 2], [3, 4]), expected)
+        assert again.classes("star") == [4]
+    (tmp_path / "prior/diffusion_pytorch_model.safetensors").write_bytes(b"12")
+    with pytest.raises(UserError, match="damaged pipeline"):
+        load_pipeline(tmp_path)
+
+
+def test_classes_go_by_number_and_name(generator):
+    assert generator.classes(7) == [7] and generator.classes("St") == [4, 8]
+    with pytest.raises(UserError, match="the nearest: heart"):
+        generator.classes("hearth")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"class_labels": [10]}, "class 10; give a class from 0 to 9"),
+        ({"class_labels": [-1]}, "class -1; give a class"),
+        ({"class_labels": [1, 2], "seeds": [1]}, "2 labels and 1 seeds"),
+        ({"class_labels": [1], "guidance_scale": -1}, "guidance_scale"),
+        ({"class_labels": [1], "top_k": 0}, "top_k"),
+        ({"class_labels": [1], "guidance": 2}, "guidance: .* has no such option; it has .*guidance_interval, guidance_power"),
+        ({"class_labels": [1], "output_type": "jpg"}, "output_type: jpg; choose pil, np, pt or latent"),
+    ],
+)
+def test_mistakes_are_named(generator, arguments, message):
+    with pytest.raises(UserError, match=message):
+        generator(**arguments)
+
+
+def test_steps_are_an_option_of_maskgit_alone(chain):
+    maskgit, autoregressive = load_pipeline(chain.maskgit), load_pipeline(chain.ar)
+    assert not np.array_equal(pixels(maskgit, [1], [1], num_inference_steps=1), pixels(maskgit, [1], [1], num_inference_steps=9))
+    with pytest.raises(UserError, match="steps: AutoregressivePrior has no such option"):
+        pixels(autoregressive, [1], [1], num_inference_steps=4)
+
+
+def test_bytes_are_the_nearest():
+    levels = torch.arange(256).float()
+    assert to_uint8(levels / 127.5 - 1).equal(levels.to(torch.uint8))
+    assert to_uint8((levels + 0.49).clamp(max=255) / 127.5 - 1).equal(levels.to(torch.uint8))
+    assert to_uint8(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
