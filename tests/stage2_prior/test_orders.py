@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage2_prior.orders import PLANNED_ORDERS, gumbel, halton_ranks, radical_inverse
+from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, Candidates, gumbel, halton_ranks, radical_inverse
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 7), (3, 5), (8, 8), (16, 16), (13, 4)])
@@ -53,3 +53,27 @@ def test_gumbel_is_finite_and_has_its_moments():
     noise = gumbel(torch.rand(200_000, generator=torch.Generator().manual_seed(0)))
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
     assert noise.var().item() == pytest.approx(1.6449, abs=0.03)
+
+
+def test_confidence_with_unit_noise_reveals_in_proportion_to_the_probability():
+    n = 50_000
+    probabilities = torch.tensor([0.6, 0.3, 0.1])  # of the tokens that were drawn at three positions
+    logits = torch.stack([probabilities, 1 - probabilities], dim=-1).log() + 5.0
+    candidates = Candidates(
+        logits=[logits.expand(n, 3, 2)],
+        values=torch.zeros(n, 3, 1, dtype=torch.long),
+        uniform=torch.rand(n, 3, generator=torch.Generator().manual_seed(0)),
+        choice_temperature=torch.ones(n, 1),
+    )
+    first = ADAPTIVE_ORDERS["confidence"](candidates).argmin(1)
+    assert (first.bincount(minlength=3) / n - probabilities).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["entropy", "maxprob"])
+def test_entropy_and_maxprob_reveal_the_surest_position_first_whatever_was_drawn(name):
+    logits = torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0, 3.0])[:, None]
+    scores = [
+        ADAPTIVE_ORDERS[name](Candidates([logits], torch.full((1, 3, 1), value), torch.rand(1, 3), torch.ones(1, 1)))
+        for value in (0, 5)
+    ]
+    assert scores[0].equal(scores[1]) and scores[0].argsort(dim=1).tolist() == [[1, 2, 0]]

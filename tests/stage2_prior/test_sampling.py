@@ -222,6 +222,27 @@ def test_draw_never_takes_a_token_without_probability():
         assert set(draw(logits.expand(4, -1), edges, options).tolist()) <= {1, 3}
 
 
+def test_draw_stays_inside_the_kept_tokens_however_the_sum_rounds():
+    logits = torch.randn(20_000, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 40:] = -torch.inf
+    drawn = draw(logits, torch.full((20_000,), 1 - 2**-24), ARSampling())
+    assert drawn.max() < 40
+
+
+def test_the_indices_of_a_position_are_drawn_independently():
+    def uniform(tokens, masked, positions, rows, branches):
+        return [torch.zeros(*positions.shape, 3), torch.zeros(*positions.shape, 3)]
+
+    def following(tokens, branches):
+        return [torch.zeros(len(tokens), 3), torch.zeros(len(tokens), 3)]
+
+    parallel = sample_maskgit(uniform, nothing(2000, 4, 2), ((2, 2),), MaskGITSampling(steps=2), range(2000)).tokens
+    serial = sample_autoregressive(following, nothing(2000, 4, 2), ARSampling(), range(2000)).tokens
+    for tokens in (parallel, serial):
+        shares = (3 * tokens[..., 0] + tokens[..., 1]).flatten().bincount(minlength=9) / 8000
+        assert (shares - 1 / 9).abs().max() < 0.015
+
+
 def test_draws_of_a_seed_do_not_depend_on_its_neighbours():
     rng, alone = SampleRng([5, 9, 5]), SampleRng([9])
     first = rng.uniform([0, 1, 2], 4, 2)

@@ -56,10 +56,11 @@ def test_masked_share_is_distributed_as_the_schedule_says(schedule, make_prior):
 
 
 def test_at_least_one_and_at_most_all_are_masked():
-    edges = torch.tensor([0.0, 1e-9, 1 - 2**-24])
+    edges = torch.tensor([0.0, 1e-9, 1 - 2**-24, 1.0])
     for schedule in MASK_SCHEDULES:
         counts = mask_counts(edges, 9, schedule)
-        assert counts[0] == 9 and counts[-1] == 1
+        assert counts[0] == 9 and counts[-2:].tolist() == [1, 1]
+    assert mask_counts(torch.tensor([0.3, 0.4, 0.9]), 9, "linear").tolist() == [7, 6, 1]  # 6.3, 5.4, 0.9 rounded up
 
 
 def test_guidance_schedules_reach_the_scale_and_keep_to_their_interval():
