@@ -17,7 +17,7 @@ def make(**options):
 
 
 def responsibilities(quantizer, z):
-    codes, deviation = quantizer.stochastic.codes, (quantizer.stochastic.log_variance / 2).exp()
+    codes, deviation = quantizer.layers[0].codes, (quantizer.layers[0].log_variance / 2).exp()
     each = distributions.Independent(distributions.Normal(codes, deviation.expand(K, C)), 1)
     return each.log_prob(z[:, None]).softmax(1)
 
@@ -30,7 +30,7 @@ def test_the_kl_is_that_of_the_mean_responsibilities_to_the_uniform_distribution
     loss = quantizer(z).losses["kl"]
     torch.testing.assert_close(loss, kl)
     assert 0 <= loss <= math.log(K)
-    leaves = [z, quantizer.stochastic.codes, quantizer.stochastic.log_variance]
+    leaves = [z, quantizer.layers[0].codes, quantizer.layers[0].log_variance]
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(kl, leaves))
 
 
@@ -38,8 +38,8 @@ def test_the_noise_is_as_large_as_the_error_and_carries_no_gradient():
     quantizer, _ = make(temperature_start=0.01)
     z = torch.randn(1, C, dtype=torch.float64).expand(4000, C).clone().requires_grad_()
     out = quantizer(z)
-    quantizer.stochastic.noise.drawn.zero_()  # the same sample again
-    sample = quantizer.stochastic.sample(z, quantizer.temperature)
+    quantizer.layers[0].noise.drawn.zero_()  # the same sample again
+    sample = quantizer.layers[0].sample(z, quantizer.temperature)
     noise = (out.codes - sample.codes).detach()
     size = (z - sample.codes).detach().square().mean(1, keepdim=True).sqrt()
     unit = noise / size
@@ -55,4 +55,4 @@ def test_eval_is_the_likeliest_mean_without_noise():
     quantizer, z = make()
     out = quantizer.eval()(z)
     assert torch.equal(out.indices[:, 0], responsibilities(quantizer, z).argmax(1))
-    assert torch.equal(out.codes, quantizer.stochastic.codes[out.indices[:, 0]])
+    assert torch.equal(out.codes, quantizer.layers[0].codes[out.indices[:, 0]])

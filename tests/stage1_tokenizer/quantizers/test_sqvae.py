@@ -13,16 +13,16 @@ def make(**options):
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     quantizer = SQVAE(C, K, weight=1.0, **options).double()
-    quantizer.stochastic.codes.data.copy_(torch.randn(K, C, generator=draw))
+    quantizer.layers[0].codes.data.copy_(torch.randn(K, C, generator=draw))
     return quantizer, torch.randn(N, C, generator=draw, dtype=torch.float64).requires_grad_()
 
 
 def test_posterior_and_free_energy_are_those_of_lgq_at_twice_the_variance():
     quantizer, z = make(variance_start=0.7)
-    sample = quantizer.stochastic.sample(z, quantizer.temperature)
-    soft = soft_assign(z, quantizer.stochastic.codes, 1.4)
-    torch.testing.assert_close(sample.posterior @ quantizer.stochastic.codes, soft.codes)
-    distances = (z[:, None] - quantizer.stochastic.codes).square().sum(2)
+    sample = quantizer.layers[0].sample(z, quantizer.temperature)
+    soft = soft_assign(z, quantizer.layers[0].codes, 1.4)
+    torch.testing.assert_close(sample.posterior @ quantizer.layers[0].codes, soft.codes)
+    distances = (z[:, None] - quantizer.layers[0].codes).square().sum(2)
     expected = (sample.posterior * (distances / 1.4 + sample.posterior.log())).sum(1)
     torch.testing.assert_close(expected, -soft.log_partition)
     torch.testing.assert_close(quantizer(z).losses["entropy"], (sample.posterior * sample.posterior.log()).sum(1).mean())
@@ -30,7 +30,7 @@ def test_posterior_and_free_energy_are_those_of_lgq_at_twice_the_variance():
 
 def test_the_losses_and_every_gradient_against_the_public_formula():
     quantizer, z = make(variance_start=0.7)
-    layer = quantizer.stochastic
+    layer = quantizer.layers[0]
     out = quantizer(z)
     layer.noise.drawn.zero_()  # the same noise again
     logits = -torch.cdist(z, layer.codes).square() / (2 * layer.log_variance.exp())
@@ -46,8 +46,8 @@ def test_the_losses_and_every_gradient_against_the_public_formula():
 def test_samples_follow_the_posterior():
     quantizer, z = make(temperature_start=1e-3, temperature_end=1e-3)
     rows = z[:1].detach().expand(4000, C)
-    sample = quantizer.stochastic.sample(rows, quantizer.temperature)
-    drawn = torch.cdist(sample.codes, quantizer.stochastic.codes).argmin(1)
+    sample = quantizer.layers[0].sample(rows, quantizer.temperature)
+    drawn = torch.cdist(sample.codes, quantizer.layers[0].codes).argmin(1)
     counts = torch.bincount(drawn, minlength=K)
     assert stats.chisquare(counts, 4000 * sample.posterior[0].detach()).pvalue > 0.01
 
