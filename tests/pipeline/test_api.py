@@ -28,7 +28,7 @@ def test_a_run_and_its_model_load_alike(chain):
 
 
 def test_parts_of_other_runs_are_no_priors(chain):
-    with pytest.raises(UserError, match="tokens: holds no prior; give the folder of a finished run of stage2_prior/train.py"):
+    with pytest.raises(UserError, match=r"tokens: holds no prior; give the folder of a finished run of stage2_prior/train.py"):
         load_prior(chain.tokens)
     with pytest.raises(UserError, match=r"config.json: _class_name Tokenizer"):
         load_prior(chain.tokenizer / "tokenizer")
@@ -55,7 +55,7 @@ def test_a_prior_does_not_speak_to_another_tokenizer(runs):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match="is not the one that .*tokenize and train the prior again"):
+    with pytest.raises(UserError, match=r"is not the one that .*tokenize and train the prior again"):
         load_pipeline(runs.ar)
 
 
