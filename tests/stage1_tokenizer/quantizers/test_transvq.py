@@ -18,6 +18,21 @@ def test_linear_attention_equals_the_dense_kernel():
     torch.testing.assert_close(linear_attention(q, k, v), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_book_is_that_written_out():
+    """With one head: x = P_in B + pos, x += W_o A(LN x), x += MLP(LN x), E = P_out LN(x); A attends by elu + 1."""
+    torch.manual_seed(0)
+    quantizer = TransVQ(3, 11, width=8).double()
+    weight, norm = quantizer.get_parameter, torch.nn.functional.layer_norm
+    x = quantizer.frozen @ weight("inward.weight").T + quantizer.positions
+    q, k, v = (norm(x, (8,)) @ weight("blocks.0.to_qkv.weight").T).split(8, 1)
+    kernel = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).T
+    x = x + kernel / kernel.sum(1, keepdim=True) @ v @ weight("blocks.0.from_heads.weight").T
+    hidden = norm(x, (8,)) @ weight("blocks.0.mlp.1.weight").T + weight("blocks.0.mlp.1.bias")
+    x = x + torch.nn.functional.gelu(hidden) @ weight("blocks.0.mlp.3.weight").T + weight("blocks.0.mlp.3.bias")
+    expected = norm(x, (8,)) @ weight("outward.1.weight").T
+    torch.testing.assert_close(quantizer.book(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_search_codes_and_losses_are_those_of_vq_on_the_book():
     quantizer, z = make()
     z = z + torch.randn(30, 3, dtype=torch.float64)
