@@ -12,7 +12,7 @@ class HQVAE(StochasticQuantizer):
     """Layer l samples Z_l for R_l = z - sum_{m<l} Z_m as `sqvae` does, with codes and an s_l of its own; q = sum_l Z_l.
 
     Loss per vector: weight (|z - q|^2 / (2 sum_l s_l^2) - sum_l H(p_l)); in eval the nearest code of each residual, as RQ
-    without sampling. `hqvae_injected` is the other half of the paper, injected top-down layers (SQ-VAE-2).
+    without sampling. The other half of the paper, injected top-down layers (SQ-VAE-2), is not built.
     INFERRED: the variance of the sum in the distance term (the paper is known from its overview), and what `sqvae` infers.
     Ours as there: codes and variances start from data, layer after layer. Not built: networks between the layers.
     """

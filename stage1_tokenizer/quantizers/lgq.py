@@ -146,7 +146,7 @@ class LGQ(Quantizer):
         self.mass.copy_(torch.where(revived, self.mass.mean(), self.mass))
 
     def _em_step(self) -> None:
-        """A mass that is averaged over (1 - mass_decay) of the steps: the new part is at most the whole, so codes stay means."""
+        """Moves each code by the new part of its moving mass: at most the whole way to the mean of its vectors."""
         seen = (self.new_mass.sum() > 0).to(self.mass)
         before = torch.where(self.mass.sum() > 0, self.mass, self.new_mass.mean())
         self.mass.copy_(before.lerp(self.new_mass, (1 - self.mass_decay) * seen))
