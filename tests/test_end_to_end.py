@@ -29,8 +29,8 @@ def demo(settings, tmp_path_factory) -> SimpleNamespace:
     said = {}
 
     def start(*words: str | Path) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([str(word) for word in words], cwd=folder, env=environment, text=True, **pipes)
+        pipe = subprocess.PIPE
+        return subprocess.Popen([str(word) for word in words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe)
 
     def finish(name: str, process: subprocess.Popen[str]) -> None:
         try:

@@ -64,12 +64,12 @@ class LGQChannel(Quantizer):
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         digits = unpack(indices, self.radix, self.level).split(1, 1)
-        return torch.cat([channel.dequantize(digit) for channel, digit in zip(self.channels, digits, strict=True)], 1)
+        return torch.cat([channel.dequantize(digit) for channel, digit in zip(self.channels, digits, strict=True)], 1)  # pyright: ignore[reportCallIssue]
 
     def initialize(self, z: Float[Tensor, "n c"]) -> None:
         for channel, x in zip(self.channels, z.split(1, 1), strict=True):
-            channel.initialize(x)
+            channel.initialize(x)  # pyright: ignore[reportCallIssue]
 
     def anneal(self, progress: float) -> None:
         for channel in self.channels:
-            channel.anneal(progress)
+            channel.anneal(progress)  # pyright: ignore[reportCallIssue]

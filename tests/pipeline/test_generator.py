@@ -52,7 +52,7 @@ def test_a_saved_pipeline_makes_the_same_images(generator, tmp_path):
     generator.save_pretrained(tmp_path)
     expected = pixels(generator, [1, 2], [3, 4])
     for again in (ImageGenerator.from_pretrained(tmp_path), load_pipeline(tmp_path)):
-        assert np.array_equal(pixels(again, [1, 2], [3, 4]), expected)
+        assert np.array_equal(pixels(again, [1, 2], [3, 4]), expected)  # pyright: ignore[reportArgumentType]
         assert again.classes("star") == [4]
     (tmp_path / "prior/diffusion_pytorch_model.safetensors").write_bytes(b"12")
     with pytest.raises(UserError, match="damaged pipeline"):
@@ -85,7 +85,7 @@ def test_mistakes_are_named(generator, arguments, message):
 def test_steps_are_an_option_of_maskgit_alone(chain):
     maskgit, autoregressive = load_pipeline(chain.maskgit), load_pipeline(chain.ar)
     few, many = (pixels(maskgit, [1], [1], num_inference_steps=steps) for steps in (1, 9))
-    assert not np.array_equal(few, many)
+    assert not np.array_equal(few, many)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="steps: AutoregressivePrior has no such option"):
         pixels(autoregressive, [1], [1], num_inference_steps=4)
 

@@ -47,7 +47,7 @@ def test_one_image_is_what_the_pipeline_makes(chain, commands, tmp_path):
     out = tmp_path / "deep/picture.png"
     said = commands.succeed(SAMPLE, "--pipeline", chain.ar, "--class", 4, "--seeds", 11, "--out", out).out
     assert said == f"{out}: 1 image of 4 (star) from {chain.ar}\n"
-    (expected,) = load_pipeline(chain.ar)(class_labels=[4], seeds=[11]).images
+    (expected,) = load_pipeline(chain.ar)(class_labels=[4], seeds=[11]).images  # pyright: ignore[reportAttributeAccessIssue]
     assert Image.open(out).size == (128, 128)
     assert np.array_equal(np.asarray(Image.open(out))[::8, ::8], np.asarray(expected))
 
@@ -59,7 +59,7 @@ def test_a_grid_takes_the_classes_in_turn(chain, commands, tmp_path):
     assert said == "samples/st_0-4.png: 5 images of 4 (star), 8 (stripes) from runs/maskgit\n"
     grid = np.asarray(Image.open(out))
     assert grid.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
-    images = load_pipeline(chain.maskgit)([4, 8, 4, 8, 4], [0, 1, 2, 3, 4], num_inference_steps=3).images
+    images = load_pipeline(chain.maskgit)([4, 8, 4, 8, 4], [0, 1, 2, 3, 4], num_inference_steps=3).images  # pyright: ignore[reportAttributeAccessIssue]
     for number, image in enumerate(images):
         row, column = divmod(number, 3)
         cell = grid[2 + 18 * row : 18 * (row + 1), 2 + 18 * column : 18 * (column + 1)]

@@ -19,7 +19,7 @@ TOKENIZE = "pipeline.tokenize_dataset"
 
 
 def rows(store: Path) -> dict[str, dict[str, Any]]:
-    return {name: split.to_dict() for name, split in TokenStore(store).splits.items()}
+    return {name: split.to_dict() for name, split in TokenStore(store).splits.items()}  # pyright: ignore[reportReturnType]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_micro_batches_change_nothing(make_tokenizer, images, name, gan):
         torch.testing.assert_close(parts.last_layer, whole.last_layer, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, gradients, rtol=1e-3, atol=1e-6)
         if discriminator is not None:
-            assert all(value.equal(judge[key]) for key, value in discriminator.state_dict().items()), "the judge changed"
+            assert all(value.equal(judge[key]) for key, value in discriminator.state_dict().items()), "the judge changed"  # pyright: ignore[reportOptionalSubscript]
 
 
 def test_the_perceptual_network_is_a_judge_and_no_part(make_tokenizer, images):

@@ -49,7 +49,7 @@ def test_losses_against_other_writings():
     assert (to_z[:, C:] == 0).all()
     book = quantizer.codebook().detach().numpy()
     m, s = book.mean(0), np.cov(book.T, bias=True)
-    dcr = m @ m + np.trace(s) + C - 2 * np.trace(scipy.linalg.sqrtm(s).real)
+    dcr = m @ m + np.trace(s) + C - 2 * np.trace(scipy.linalg.sqrtm(s).real)  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_allclose(out.losses["dcr"].detach(), dcr)
 
 
