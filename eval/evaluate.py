@@ -1,14 +1,16 @@
 """The evaluation of a tokenizer and its priors, part by part; a part that is finished with the same inputs is skipped.
 
-    OUT/real/ OUT/validation/ OUT/blurred/   yardsticks: other training images, validation images, a blurred copy
-    OUT/reconstruction/                      the tokenizer
-    OUT/<prior's run>/                       each prior
+    OUT/real/ OUT/validation/      yardsticks: training images that are not in the reference, validation images
+    OUT/blurred/ OUT/decoded/      yardsticks: the former blurred, and after the tokenizer
+    OUT/reconstruction/            the tokenizer
+    OUT/<prior's run>/             each prior
 Every folder holds a result.json and the pictures it names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +24,7 @@ import torch
 from eval.config import EvalConfig, Sampling
 from eval.features import VERSION
 from eval.judge import Judge
-from eval.parts import Part, blurred_copy, generation, real_images, reconstruction, validation_images
+from eval.parts import Part, blurred_copy, decoded_copy, generation, real_images, reconstruction, validation_images
 from eval.results import FILE, Result, is_finished, read_result, write_result
 from pipeline.api import (
     ImageGenerator,
@@ -80,12 +82,13 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     tokenizer.to(device)  # pyright: ignore[reportArgumentType]
 
     run = _Runner(out, judge)
-    run.part("real", "Training images", "real", {}, lambda folder: real_images(judge, folder))
-    run.part("validation", "Validation images", "real", {}, lambda folder: validation_images(judge))
-    run.part("blurred", "Blurred copy", "real", {}, lambda folder: blurred_copy(judge))
+    run.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder))
+    run.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge))
+    run.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge))
     floor = read_result(out / "real" / FILE).metrics
     inputs: dict[str, Any] = {"tokenizer_sha256": hashes["tokenizer"]}
     run.part("reconstruction", path.name, "reconstruction", inputs, lambda folder: reconstruction(judge, tokenizer, folder))
+    run.part("decoded", "Decoded copy", "yardstick", inputs, lambda folder: decoded_copy(judge, tokenizer))
     for name, model in generators.items():
         model.to(device)
         inputs = {"prior_sha256": hashes[name], "tokenizer_sha256": hashes["tokenizer"]}
@@ -110,6 +113,7 @@ class _Runner:
             "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling())),
             **inputs,
         }
+        inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
         if is_finished(place, inputs):
             print(f"{place}: finished before")
             return
@@ -141,7 +145,7 @@ def _named(priors: list[Path]) -> dict[str, Path]:
     """Priors by the names of their folders, with the parent's where two are equal."""
     names = [prior.name for prior in priors]
     unique = [prior.name if names.count(prior.name) == 1 else f"{prior.parent.name}-{prior.name}" for prior in priors]
-    taken = {"real", "validation", "blurred", "reconstruction"}
+    taken = {"real", "validation", "blurred", "decoded", "reconstruction"}
     if len(set(unique)) < len(unique) or taken & set(unique):
         raise UserError(f"--priors: {', '.join(unique)}; give folders of different names, none of {', '.join(sorted(taken))}")
     return dict(zip(unique, priors, strict=True))

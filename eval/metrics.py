@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, UInt8
@@ -35,6 +36,12 @@ class Moments:
     n: int
     mean: Float[Tensor, "f"]
     covariance: Float[Tensor, "f f"]
+
+    @cached_property
+    def root(self) -> Float[Tensor, "f f"]:
+        """The symmetric R with R R = covariance."""
+        eigenvalues, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
 
 
 def moments(features: Float[Tensor, "n f"]) -> Moments:
@@ -67,16 +74,15 @@ def frechet_distance(generated: Float[Tensor, "n f"], reference: Moments, blocks
     features that is within a few per cent of as many full distances.
     """
     n, whole = len(generated), moments(generated)
-    root = _square_root(reference.covariance)
     # C1 C2 has the eigenvalues of R C1 R with R R = C2
-    eigenvalues, vectors = torch.linalg.eigh(root @ whole.covariance @ root)
+    eigenvalues, vectors = torch.linalg.eigh(reference.root @ whole.covariance @ reference.root)
     kept = eigenvalues > eigenvalues[-1] * 1e-10
     value = (whole.mean - reference.mean).square().sum() + whole.covariance.trace() + reference.covariance.trace()
     value = (value - 2 * eigenvalues.clamp_min(0).sqrt().sum()).item()
     if n < 2 * blocks:
         return Estimate(value)
 
-    roots, basis = eigenvalues[kept].sqrt(), root @ vectors[:, kept]
+    roots, basis = eigenvalues[kept].sqrt(), reference.root @ vectors[:, kept]
     curvature = 1 / (roots[:, None] * roots * (roots[:, None] + roots))
     without = []
     for block in (generated.double() - whole.mean).tensor_split(blocks):
@@ -192,11 +198,6 @@ def _jackknife(values: Tensor) -> float:
     """The standard error from delete-one-block values (Efron & Stein 1981)."""
     blocks = len(values)
     return ((blocks - 1) / blocks * (values - values.mean()).square().sum()).sqrt().item()
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    return (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

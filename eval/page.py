@@ -38,6 +38,12 @@ class Evaluation:
     folder: Path
     results: dict[str, Result]  # by folder name
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What to call each prior: its kind, with its folder where two are of a kind."""
+        kinds = {name: str(result.details["prior"]).removesuffix("Prior") for name, result in self.generations.items()}
+        return {name: kind if [*kinds.values()].count(kind) == 1 else f"{kind} ({name})" for name, kind in kinds.items()}
+
     def result(self, name: str) -> Result | None:
         """The result in a folder of that name."""
         return self.results.get(name)
@@ -56,7 +62,7 @@ def gather(folder: Path) -> dict[str, Any]:
     for path, result in find_results(folder).items():
         by_parent.setdefault(path.parent.parent, {})[path.parent.name] = result
     evaluations = [
-        Evaluation(_name(parent, folder), parent, dict(sorted(results.items(), key=lambda item: item[1].started)))
+        Evaluation(_name(parent, folder), parent, dict(sorted(results.items())))
         for parent, results in by_parent.items()
     ]
     return {
@@ -76,26 +82,27 @@ def render(values: dict[str, Any]) -> str:
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     reconstruction = evaluation.result("reconstruction")
     generations = evaluation.generations
-    for results in ([*generations.values()], [r for r in evaluation.results.values() if r.part == "real"]):
+    for results in ([*generations.values()], [r for r in evaluation.results.values() if r.part == "yardstick"]):
         ranked(results, "fd")  # refuses rows that were measured in different ways
     columns = _columns(evaluation)
     return {
         "name": evaluation.name,
-        "headline": _headline(reconstruction, generations),
+        "headline": _headline(evaluation),
         "any": next(iter(evaluation.results.values())),
         "real": evaluation.result("real"),
         "blurred": evaluation.result("blurred"),
+        "decoded": evaluation.result("decoded"),
         "reconstruction": reconstruction,
         "pairs": _pairs(evaluation, reconstruction) if reconstruction else [],
         "reconstruction_rows": reconstruction_rows(reconstruction) if reconstruction else [],
         "usage": _usage(reconstruction) if reconstruction else None,
         "generations": generations,
-        "generation_names": [title_of(name, result) for name, result in generations.items()],
-        "priors": _priors(generations),
+        "titles": evaluation.titles,
+        "priors": _priors(evaluation),
         "tokens": _tokens(reconstruction) if reconstruction else "",
         "nominal_bits": TokenSpec.from_dict(reconstruction.details["spec"]).bits_per_token if reconstruction else 0.0,
         "real_reference": next((result.reference for result in columns.values()), {}),
-        "speeds": [_speed(name, result) for name, result in generations.items()],
+        "speeds": [_speed(evaluation.titles[name], result) for name, result in generations.items()],
         "columns": list(columns),
         "generation_rows": generation_rows(columns) if generations else [],
         "bars": _bars(columns) if generations else [],
@@ -107,13 +114,6 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def title_of(name: str, result: Result) -> str:
-    """What to call a column: the kind of prior, and its folder where that says more."""
-    kind = str(result.details.get("prior", "")).removesuffix("Prior")
-    readable = {"MaskGIT": "MaskGIT", "Autoregressive": "Autoregressive"}.get(kind, name)
-    return readable if name.lower() in (kind.lower(), "ar") else f"{readable} ({name})"
-
-
 def _name(parent: Path, folder: Path) -> str:
     """Where an evaluation lies, without the usual last folder."""
     inside = parent.relative_to(folder)
@@ -121,15 +121,16 @@ def _name(parent: Path, folder: Path) -> str:
     return " / ".join(parts[:-1] if len(parts) > 1 and parts[-1] == "eval" else parts)
 
 
-def _headline(reconstruction: Result | None, generations: dict[str, Result]) -> str:
+def _headline(evaluation: Evaluation) -> str:
     """What was evaluated, in a line."""
+    reconstruction = evaluation.result("reconstruction")
     tokens = f"{reconstruction.details['quantizer']['name'].upper()} tokens" if reconstruction else ""
-    return ", ".join(filter(None, [tokens, _priors(generations)])) or "Real images"
+    return ", ".join(filter(None, [tokens, _priors(evaluation)])) or "Real images"
 
 
-def _priors(generations: dict[str, Result]) -> str:
+def _priors(evaluation: Evaluation) -> str:
     """The priors in a sentence: "MaskGIT and autoregressive priors"."""
-    names = [title_of(name, result).replace("Autoregressive", "autoregressive") for name, result in generations.items()]
+    names = [title.replace("Autoregressive", "autoregressive") for title in evaluation.titles.values()]
     joined = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
     return f"{joined} prior{'s' * (len(names) > 1)}" if names else ""
 
@@ -142,10 +143,10 @@ def _tokens(result: Result) -> str:
 
 
 def _columns(evaluation: Evaluation) -> dict[str, Result]:
-    """The columns of the table of samples, left to right: real images, the priors, the blurred copy."""
+    """The columns of the table of samples, left to right: real images, the priors, the copies."""
     shown = {"Real images": evaluation.result("real"), "Real, elsewhere": evaluation.result("validation")}
-    shown |= {title_of(name, result): result for name, result in evaluation.generations.items()}
-    shown["Blurred copy"] = evaluation.result("blurred")
+    shown |= {evaluation.titles[name]: result for name, result in evaluation.generations.items()}
+    shown |= {"Decoded copy": evaluation.result("decoded"), "Blurred copy": evaluation.result("blurred")}
     return {title: result for title, result in shown.items() if result}
 
 
@@ -165,7 +166,7 @@ def _bars(columns: dict[str, Result]) -> list[str]:
                 [metric.standard_error for metric in metrics],
                 [number(metric) for metric in metrics],
                 plain(metrics[0].label).replace(" (", f", {arrow}\n("),
-                [result.part == "real" for result in shown.values()],
+                [result.part == "yardstick" for result in shown.values()],
             )
         )
     return drawn
@@ -191,7 +192,7 @@ def _pairs(evaluation: Evaluation, result: Result) -> list[Picture]:
 def _samples(evaluation: Evaluation) -> dict[str, Any]:
     """Per group: the same classes as real images and from every prior."""
     sources = {"Real images": ("real", evaluation.result("real"))}
-    sources |= {title_of(name, result): (name, result) for name, result in evaluation.generations.items()}
+    sources |= {evaluation.titles[name]: (name, result) for name, result in evaluation.generations.items()}
     columns = {title: entry for title, entry in sources.items() if entry[1] and "samples" in entry[1].details}
     rows: dict[str, dict[str, Picture]] = {}
     for title, (name, result) in columns.items():
@@ -214,7 +215,7 @@ def _maps(evaluation: Evaluation) -> dict[str, Picture]:
         layout = result.details["classes"]
         places = [place(text) for text in layout["names"]]
         tiles = _tiles(evaluation, name, result, "classes", {"tile": layout["tile"], "count": len(places)})
-        title = "Real images" if name == "real" else title_of(name, result)
+        title = "Real images" if name == "real" else evaluation.titles[name]
         if None not in places and len(places) > 1:
             whole = world([found for found in places if found], tiles)
             maps[title] = picture(whole, whole.size, f"{title}, each at its place")
@@ -229,11 +230,11 @@ def _geographic(evaluation: Evaluation) -> bool:
     return bool(real and "classes" in real.details and all(map(place, real.details["classes"]["names"])))
 
 
-def _speed(name: str, result: Result) -> str:
+def _speed(title: str, result: Result) -> str:
     """Size and speed of a prior in words."""
     details = result.details
     size, rate = details["parameters"] / 1e6, details["images_per_second"]
-    return f"{title_of(name, result)}: {size:.1f} million parameters, {rate:g} images per second"
+    return f"{title}: {size:.1f} million parameters, {rate:g} images per second"
 
 
 def _decoding(evaluation: Evaluation, name: str, result: Result) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def _decoding(evaluation: Evaluation, name: str, result: Result) -> dict[str, An
     for start, label in enumerate(layout["names"]):
         row = zip(tiles[start * len(steps) : (start + 1) * len(steps)], steps, strict=True)
         rows.append((label, [picture(tile, layout["tile"], f"{label} after step {step}") for tile, step in row]))
-    return {"title": title_of(name, result), "steps": steps, "of": layout["of"], "tokens": layout["tokens"], "rows": rows}
+    return {"title": evaluation.titles[name], "steps": steps, "of": layout["of"], "tokens": layout["tokens"], "rows": rows}
 
 
 def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -78,6 +78,21 @@ def blurred_copy(judge: Judge) -> Part:
     return Part(_metrics(judge, found, torch.cat(labels)), judge.reference.describe(), {"sigma": sigma})
 
 
+def decoded_copy(judge: Judge, tokenizer: Tokenizer) -> Part:
+    """What real images score after the tokenizer: the best that a prior of its tokens can do."""
+    split = "train" if judge.held_out else "validation"
+    rows = judge.rows("floor" if judge.held_out else "validation")
+    labels: list[Tensor] = []
+
+    def images() -> Iterator[Tensor]:
+        for batch, label in judge.batches(split, rows):
+            labels.append(label)
+            yield _copies(judge, tokenizer, batch)
+
+    found = extract(images(), judge.extractor, len(rows), "a decoded copy")
+    return Part(_metrics(judge, found, torch.cat(labels)), judge.reference.describe())
+
+
 def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     """How well a tokenizer keeps validation images, and how it uses its codes for them."""
     rows = judge.rows("validation")
@@ -95,7 +110,7 @@ def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     usage = code_usage(torch.cat(tokens), spec.sizes)
     metrics |= usage_metrics(usage, spec.t)
     shown = torch.cat([images for images, _ in judge.batches("validation", rows[: judge.config.shown_images])])
-    copies = to_uint8(tokenizer.decode(tokenizer.encode(shown.to(judge.device).float() / 127.5 - 1))).cpu()
+    copies = _copies(judge, tokenizer, shown)
     save_sheet(folder / "originals.png", shown, 8)
     save_sheet(folder / "reconstructions.png", copies, 8)
     points = torch.linspace(0, usage.active - 1, min(usage.active, SHOWN_CODES)).round().long()
@@ -145,6 +160,10 @@ def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[st
         details["classes"] = _classes(judge)
         pictures["classes"] = "classes.png"
     return Part(metrics, judge.reference.describe(), details, pictures)
+
+
+def _copies(judge: Judge, tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    return to_uint8(tokenizer.decode(tokenizer.encode(images.to(judge.device).float() / 127.5 - 1))).cpu()
 
 
 def _metrics(judge: Judge, features: Features, labels: Tensor) -> dict[str, Metric]:

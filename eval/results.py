@@ -23,7 +23,7 @@ from pipeline.core.files import read_json, write_json
 FORMAT = "lgq-evaluation"
 VERSION = 1
 FILE = "result.json"
-PARTS = ("real", "reconstruction", "generation")
+PARTS = ("yardstick", "reconstruction", "generation")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Metric:
 class Result:
     """One evaluated thing.
 
-    part: what was evaluated: "real" images as a yardstick, the "reconstruction" of a tokenizer, the "generation" of a prior.
+    part: what was evaluated: a "yardstick" (real images, or a copy of them that is spoilt in a known way), the "reconstruction"
+    of a tokenizer, or the "generation" of a prior.
     inputs: everything that decides the numbers (hashes, seeds, options); equal inputs need no second evaluation.
     details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
     """

@@ -55,7 +55,7 @@ def generation_rows(shown: Mapping[str, Result]) -> list[Row]:
         priors = [result for result in columns if result.part == "generation" and name in result.metrics]
         best = ranked(priors, name)[0] if len(priors) > 1 else None
         cells = [
-            metric and {**_cell(metric), "best": best is result, "quiet": result.part == "real"}
+            metric and {**_cell(metric), "best": best is result, "quiet": result.part == "yardstick"}
             for metric, result in zip(metrics, columns, strict=True)
         ]
         rows.append(Row(plain(found.label), found.better, cells, NOTES.get(name, "")))
@@ -79,7 +79,8 @@ def plain(label: str) -> str:
 
 def number(metric: Metric) -> str:
     """A value to the digit that its standard error leaves certain, or to three; shares as percentages."""
-    return f"{_scale(metric) * metric.value:.{_decimals(metric)}f}{' %' if _is_share(metric) else ''}"
+    digits = f"{_scale(metric) * metric.value:.{_decimals(metric)}f}"
+    return (digits if float(digits) else digits.removeprefix("-")) + (" %" if _is_share(metric) else "")
 
 
 def error(metric: Metric) -> str:

@@ -46,7 +46,7 @@ def test_the_page_needs_nothing_else(page):
 
 
 def test_every_number_is_there_with_its_name_error_count_and_floor(page):
-    for text in ("gFD (EfficientNet-Lite0)", "60.0", "± 0.6", "real images score 38.2", "a blurred copy 131.0", "27.63",
+    for text in ("gFD (EfficientNet-Lite0)", "60.0", "± 0.6", "real images: 38.2", "decoded 55.0", "blurred 131.0", "27.63",
                  "2,048", "131,072 tokens", "Prior bits per token", "6.31", "reference 0123456789abcdef", "87.9 %"):
         assert text in page, text
     assert "cannot be compared with FID" in page
@@ -65,7 +65,7 @@ def test_a_tokenizer_alone_and_a_prior_that_is_not_finished(write_run, tmp_path)
     folder = write_run(tmp_path / "runs", PLACES)
     (folder / "eval" / "ar" / "result.json").unlink()
     assert "Autoregressive" not in render(gather(folder))
-    for part in ("maskgit", "real", "validation", "blurred"):
+    for part in ("maskgit", "real", "validation", "blurred", "decoded"):
         shutil.rmtree(folder / "eval" / part)
     page = render(gather(folder))
     assert "27.63" in page and "LGQ tokens" in page
@@ -97,6 +97,7 @@ def test_what_is_missing_or_damaged_is_one_clear_line(write_run, tmp_path):
         (0.812, None, "SSIM", "0.812", ""),
         (512.34, None, "Perplexity", "512", ""),
         (0.0, None, "FD", "0", ""),
+        (-0.0001, 0.003, "KID", "0.000", "0.003"),
     ],
 )
 def test_numbers_end_where_they_become_uncertain(value, standard_error, label, shown, uncertainty):
