@@ -106,10 +106,11 @@ def find_results(folder: Path) -> dict[Path, Result]:
 
 
 def is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a folder holds the result of exactly these inputs, with all its pictures."""
-    if not (folder / FILE).exists():
+    """Whether a folder holds the result of exactly these inputs, with all its pictures; a damaged one is not finished."""
+    try:
+        result = read_result(folder / FILE)
+    except UserError:
         return False
-    result = read_result(folder / FILE)
     return result.inputs == inputs and all((folder / name).exists() for name in result.pictures.values())
 
 

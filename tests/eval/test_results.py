@@ -78,6 +78,8 @@ def test_finished_means_the_same_inputs_and_all_pictures(result, tmp_path):
     (tmp_path / "samples.png").touch()
     assert is_finished(tmp_path, result.inputs)
     assert not is_finished(tmp_path, {**result.inputs, "seeds": [1, 2049]})
+    (tmp_path / "result.json").write_text("{")
+    assert not is_finished(tmp_path, result.inputs)
 
 
 def test_ranking_is_best_first(result):
