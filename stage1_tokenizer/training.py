@@ -78,6 +78,7 @@ def train(config: Stage1Config) -> Path:
         tokenizer.load_state_dict(state["tokenizer"])
         discriminator.load_state_dict(state["discriminator"])
         optimizer.load_state_dict(state["optimizer"])
+        match_layouts(optimizer)
         discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         gan_weight = state["gan_weight"].to(accelerator.device)
     ema = EMAModel(list(tokenizer.parameters()), decay=config.optim.ema)
@@ -188,6 +189,14 @@ def parameter_groups(tokenizer: Tokenizer, quantizer_lr: float) -> list[dict[str
     ours = {id(parameter) for parameter in quantizer}
     others = [parameter for parameter in tokenizer.parameters() if id(parameter) not in ours]
     return [{"params": others, "factor": 1.0}, {"params": quantizer, "factor": quantizer_lr}]
+
+
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the moments out in memory as their parameters are: the fused step pairs them by address, not by index."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 @torch.no_grad()
