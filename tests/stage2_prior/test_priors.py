@@ -137,6 +137,15 @@ def test_validation_knows_no_dropout_and_no_smoothing(make_prior, name):
     assert plain.validation_bits(tokens, torch.arange(4), noise).equal(noisy.validation_bits(tokens, torch.arange(4), noise))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_acts_in_training_mode_only(make_prior, name):
+    plain, dropping = make_prior(name), make_prior(name, dropout=0.5)
+    tokens, noise = draw_tokens(plain, 4), plain.draw_noise(4, torch.Generator().manual_seed(0))
+    loss = plain(tokens, torch.arange(4), noise)
+    assert dropping.eval()(tokens, torch.arange(4), noise).equal(loss)
+    assert not dropping.train()(tokens, torch.arange(4), noise).equal(loss)
+
+
 def test_the_bound_of_a_perfect_model_is_the_entropy(toy):
     entropy = -(toy.probabilities * toy.probabilities.log2()).sum()
     bound = 0.0

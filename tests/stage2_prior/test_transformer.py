@@ -132,6 +132,17 @@ def test_rotary_attention_depends_on_the_displacement_only():
     assert not torch.isclose(product((0, 1), (2, 4)), product((0, 1), (2, 3)))
 
 
+def test_attention_ignores_the_length_of_queries_and_keys(make_prior):
+    prior = make_prior("maskgit")
+    x, labels = torch.randn(2, 16, 32), torch.tensor([0, 1])
+    before = prior.trunk(x, labels)
+    with torch.no_grad():
+        for block in prior.trunk.blocks:
+            block.q.weight *= 5
+            block.kv.weight[:32] *= 7  # the keys' half
+    torch.testing.assert_close(prior.trunk(x, labels), before, atol=1e-4, rtol=1e-4)
+
+
 def test_scales_share_one_system_of_coordinates():
     coarse, fine = rotary_angles(((2, 2), (4, 4)), 8).split([4, 16])
     # the centre of a coarse cell is the mean of its four fine cells
