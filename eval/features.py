@@ -59,7 +59,7 @@ class Reference:
 
     def describe(self) -> dict[str, Any]:
         """What a result file records."""
-        return {"id": self.id, "n": self.moments.n, **self.key}
+        return {"id": self.id, "n": self.moments.n, "kept": len(self.features), **self.key}
 
 
 def extract(batches: ImageBatches, extractor: Extractor, total: int, description: str) -> Features:

@@ -144,7 +144,10 @@ def _tokens(result: Result) -> str:
 
 def _columns(evaluation: Evaluation) -> dict[str, Result]:
     """The columns of the table of samples, left to right: real images, the priors, the copies."""
-    shown = {"Real images": evaluation.result("real"), "Real, elsewhere": evaluation.result("validation")}
+    real = evaluation.result("real")
+    # without training images beside the reference, the floor is that of the validation images already
+    elsewhere = evaluation.result("validation") if real is None or real.details["split"] == "train" else None
+    shown = {"Real images": real, "Real, elsewhere": elsewhere}
     shown |= {evaluation.titles[name]: result for name, result in evaluation.generations.items()}
     shown |= {"Decoded copy": evaluation.result("decoded"), "Blurred copy": evaluation.result("blurred")}
     return {title: result for title, result in shown.items() if result}

@@ -40,6 +40,12 @@ def test_alphabets_too_large_for_a_number_are_counted_too():
     assert usage.counts.tolist() == [3, 1] and usage.size == 2**70
 
 
+def test_the_small_sample_correction_is_millers_and_stops_at_the_nominal_bits():
+    tokens = torch.arange(8).repeat(100)[:, None]
+    assert code_usage(tokens, (32,)).effective_bits == pytest.approx(3 + 7 / (2 * 800) / math.log(2))
+    assert code_usage(tokens, (8,)).effective_bits == 3
+
+
 def test_the_small_sample_correction_comes_nearer_the_truth():
     indices = torch.randint(0, 256, (1000, 1), generator=torch.Generator().manual_seed(1))
     usage = code_usage(indices, (256,))
