@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,41 +80,41 @@ def verdict(row: dict[str, Any]) -> str:
     return "learns" if learns else "does not learn"
 
 
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "seed": lambda row: f"{row['seed']}",
+    "bits": lambda row: f"{row['nominal_bits']:.2f}",
+    "effective": lambda row: f"{row['effective_bits']:.2f}",
+    "usage": lambda row: f"{row['codes_used']:.1%}",
+    "perplexity": lambda row: f"{row['perplexity']:.0f}",
+    "untrained dB": lambda row: f"{row['psnr_untrained']:.1f}",
+    "PSNR dB": lambda row: f"{row['psnr']:.2f} ± {row['psnr_error']:.2f}",
+    "verdict": verdict,
+    "parameters": lambda row: f"{row['trained_parameters']}",
+    "ms/step": lambda row: f"{row['ms_per_step']:.0f}",
+    "MiB": lambda row: f"{row['peak_mb']:.0f}",
+    "in training": lambda row: "soft" if row["training_gap"] > SOFT else "hard",
+}
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as a page of Markdown, the best first."""
     done = [row for row in result["rows"] if "error" not in row]
     budget = ", ".join(f"`{text}`" for text in result["settings"])
-    columns = "method, seed, bits, effective, usage, perplexity, untrained dB, PSNR dB, , parameters, ms/step, MiB, path".split(", ")
     lines = [
         "# Every quantizer under one budget",
         "",
         f"Made by `python -m benchmarks.zoo`: `{result['config']}` with {budget}.",
         "Options are those of `configs/quantizer`, tuned for none; bits are per position of the grid. PSNR is of the whole",
         "validation split (± standard error over its images, not over trainings), by the hard path: image, indices, image.",
-        "Methods marked soft train their decoder on other codes than these. Untrained: after the start from data, on every",
+        "Soft in training: the decoder learns on other codes than these. Untrained: after the start from data, on every",
         "eighth image. Parameters are those the quantizer trains. Milliseconds and MiB: median and peak of a step,",
         f"{result['jobs']} processes at a time, one thread each. One short run of each, untuned, is no ranking of the papers.",
         "",
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join('---' if name in ('method', '', 'path') else '---:' for name in columns)}|",
+        f"| method | {' | '.join(COLUMNS)} |",
+        f"|---|{'---:|' * len(COLUMNS)}",
     ]
     for row in sorted(done, key=lambda row: -row["psnr"]):
-        cells = [
-            f"`{row['name']}`",
-            f"{row['seed']}",
-            f"{row['nominal_bits']:.2f}",
-            f"{row['effective_bits']:.2f}",
-            f"{row['codes_used']:.1%}",
-            f"{row['perplexity']:.0f}",
-            f"{row['psnr_untrained']:.1f}",
-            f"{row['psnr']:.2f} ± {row['psnr_error']:.2f}",
-            verdict(row),
-            f"{row['trained_parameters']}",
-            f"{row['ms_per_step']:.0f}",
-            f"{row['peak_mb']:.0f}",
-            "soft" if row["training_gap"] > SOFT else "hard",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| `{row['name']}` | {' | '.join(cell(row) for cell in COLUMNS.values())} |")
     lines += [f"| `{row['name']}` | {row['seed']} | failed: {row['error']} |" for row in result["rows"] if "error" in row]
     if done:
         first, versions = done[0], result["versions"]
