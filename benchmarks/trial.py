@@ -2,7 +2,7 @@
 
     python -m benchmarks.trial --config FILE --out FILE key=value ...
 
-`benchmarks.trials` starts these. Memory is read from /proc, so this needs Linux.
+`benchmarks.trials` starts these. On the CPU; memory is read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def before_training(config: Stage1Config, dataset: ImageDataset, validation: UIn
     """What the tokenizer reconstructs as `train` would start it, and what a training step costs.
 
     "peak_mb" is the highest resident memory of the steps, above that of the process before there was a tokenizer: weights,
-    gradients, moments, activations. The steps are those of `train` without its data loading and its average of the weights.
+    gradients, moments, activations. "ms_per_step" is processor time, which neighbours disturb less than the clock's. The steps
+    are those of `train` without its data loading and its average of the weights.
     """
     accelerator = start_accelerator(config.precision, "none", Path(config.run))
     batch = next(iter(image_batches(dataset, 0, config.batch_size, config.batch_size)))["image"].float() / 127.5 - 1
@@ -91,13 +92,13 @@ def before_training(config: Stage1Config, dataset: ImageDataset, validation: UIn
     forget_peak()
     seconds = []
     for number in range(STEPS + 2):
-        start = time.perf_counter()
+        start = time.process_time()
         objective(batch, config.micro_batch, None, 0.0).loss.backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), config.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
         tokenizer.quantizer.anneal((number + 1) * config.batch_size / config.images)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return {
         "psnr_untrained": untrained,
         "training_gap": gap,

@@ -44,7 +44,7 @@ class Training:
             self.process = subprocess.Popen(
                 [*command, *settings, *trial.changes, *own],
                 cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
