@@ -51,9 +51,9 @@ def test_samples_are_pictures_and_repeat_with_their_seeds(several, commands, pri
     commands.succeed("pipeline.sample", "--class", 3, "--seeds", "0-3", "--pipeline", run, "--out", tmp_path / "four.png")
     assert Image.open(tmp_path / "four.png").size[0] >= 2 * 16
     model = load_pipeline(run)
-    tokens = model([3, 1, 3], seeds=[0, 1, 2], output_type="latent").images
-    assert tokens.shape == (3, 21, 2) and 0 <= tokens.min() and tokens.max() < 12
-    assert torch.equal(model([3], seeds=[2], output_type="latent").images, tokens[2:])
+    tokens = model.prior.sample([3, 1, 3], model.options(), [0, 1, 2]).tokens
+    assert tokens.shape == (3, 21, 2) and tokens.min() >= 0 and tokens.max() < 12
+    assert torch.equal(model.prior.sample([3], model.options(), [2]).tokens, tokens[2:])
 
 
 def test_the_evaluation_counts_all_scales_and_indices(several):
