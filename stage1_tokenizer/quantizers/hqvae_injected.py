@@ -25,9 +25,9 @@ class InjectedTopDown(GridQuantizer):
     sides: tokens per side and layer, those of the last for a whole grid; other grids in proportion.
     base: the nested configuration of a layer's quantizer; a code has the channels of all layers, `len(sides)` times its.
 
-    INFERRED (the paper is known from its overview): H_l and G_l, there networks. Here layer l has its own block of the
-    latents' channels, which the encoder's last layer fills, averaged over its cells as H_l; G_l adds to it a 3x3 convolution
-    of the codes above, enlarged by repetition, that starts at zero, as layers which know nothing of each other.
+    INFERRED (the paper is known from its overview): H_l and G_l, which are networks there; here a layer has its own block
+    of the latents' channels, filled by the encoder's last layer and averaged over its cells, as H_l, and G_l adds to it a
+    3x3 convolution of the codes above, enlarged by repetition, that starts at zero. So at first layers do not know each other.
     """
 
     layers: Sequence[Quantizer]
