@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stage1_tokenizer.backbone import Backbone
+from stage1_tokenizer.quantizers.catalogue import settings
 from stage1_tokenizer.tokenizer import Tokenizer
 
 
@@ -21,6 +22,21 @@ def make_tokenizer() -> Callable[..., Tokenizer]:
         sizes: dict[str, Any] = {"levels": [4, 3]} if name == "fsq" else {"codebook_size": 16, "dim": 4}
         backbone = Backbone(patch=2, channels=(16, 16), layers=1, attention=False)
         tokenizer = Tokenizer.create(16, backbone, {"name": name, **sizes, **options})
+        with torch.no_grad():
+            tokenizer.quantizer.initialize(tokenizer.latents(torch.rand(8, 3, 16, 16) * 2 - 1))
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture
+def shipped_tokenizer() -> Callable[[str], Tokenizer]:
+    """A tokenizer of 16 px images and 4x4 latents with a quantizer as shipped, started from data."""
+
+    def make(name: str) -> Tokenizer:
+        torch.manual_seed(0)
+        backbone = Backbone(patch=2, channels=(16, 16), layers=1, attention=False)
+        tokenizer = Tokenizer.create(16, backbone, settings(name))
         with torch.no_grad():
             tokenizer.quantizer.initialize(tokenizer.latents(torch.rand(8, 3, 16, 16) * 2 - 1))
         return tokenizer
