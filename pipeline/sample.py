@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
@@ -32,11 +33,8 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
-def main() -> None:
-    """Parse the command line, sample, write one PNG and say where."""
-    parser = argparse.ArgumentParser(
-        description="Generate images of a class.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that samples asks for: class, seeds, pipeline, and the sampler's options."""
     parser.add_argument(
         "--class", dest="query", required=True, metavar="CLASS", help="a number, a name, or a part of a name that several share"
     )
@@ -50,13 +48,35 @@ def main() -> None:
     parser.add_argument("--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the PNG to write (default: samples/CLASS_SEEDS.png)")
     parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times, pixel by pixel (default: to about 128 pixels)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sampled, then stop")
-    arguments = parser.parse_args()
-    seeds = seed_list(arguments.seeds)
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampler's options among the parsed ones, None where its default holds; UserError for a zoom below 1."""
     if arguments.zoom is not None and arguments.zoom < 1:
         raise UserError(f"--zoom: {arguments.zoom}; give 1 or more")
+    return {
+        "steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "temperature": arguments.temperature,
+        "choice_temperature": arguments.choice_temperature,
+        "order": arguments.order,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+    }
+
+
+def main() -> None:
+    """Parse the command line, sample, write one PNG and say where."""
+    parser = argparse.ArgumentParser(
+        description="Generate images of a class.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_sampling_options(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the PNG to write (default: samples/CLASS_SEEDS.png)")
+    arguments = parser.parse_args()
+    seeds = seed_list(arguments.seeds)
+    options = sampling_options(arguments)
 
     # imported here so that --help and usage errors answer at once
     from pipeline.sampling_command import SampleRequest, sample_to_file
@@ -66,15 +86,7 @@ def main() -> None:
         seeds=seeds,
         pipeline=arguments.pipeline and Path(arguments.pipeline),
         prior=arguments.prior,
-        options={
-            "steps": arguments.steps,
-            "guidance_scale": arguments.guidance,
-            "temperature": arguments.temperature,
-            "choice_temperature": arguments.choice_temperature,
-            "order": arguments.order,
-            "top_k": arguments.top_k,
-            "top_p": arguments.top_p,
-        },
+        options=options,
         out=arguments.out or Path("samples") / f"{file_name(arguments.query)}_{file_name(arguments.seeds)}.png",
         zoom=arguments.zoom,
     )
