@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
-from pipeline.sample import add_sampling_options, file_name, sampling_options, seed_list
+from pipeline.sampling_arguments import add_sampling_options, file_name, sampling_options, seed_list
 
 EXAMPLES = """examples:
   python -m pipeline.edit photo.png --class sahara --box 8:24,8:24      fill a hole: rows 8 to 23, columns 8 to 23
