@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def train(config: Stage1Config) -> Path:
     bar = progress_bar(config.images, f"tokenizer {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = image_batches(dataset, images_seen, config.images, config.batch_size, rank, world, config.workers)
+    # a pretrained encoder by itself: its gradient is ten times the others', which would hold them back
+    clipped = [without(objective.parameters(), encoder_parameters(objective, config)), encoder_parameters(objective, config)]
     objective.anneal(min(1.0, images_seen / config.images))
     discriminator.eval()
     for batch in batches:
@@ -121,10 +123,11 @@ def train(config: Stage1Config) -> Path:
         with accelerator.autocast():
             out = stepper(images, config.micro_batch, discriminator if gan else None, gan_weight)
         accelerator.backward(out.loss)
-        norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip)
+        accelerator.unscale_gradients()
+        norm, *_ = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in clipped]
         optimizer.step()
         optimizer.zero_grad()
-        terms = out.terms | {"gradient_norm": torch.as_tensor(norm)}
+        terms = out.terms | {"gradient_norm": norm}
         if gan:
             # one step late, so that it is of the global batch whatever the number of processes and micro-batches
             summed = [reduced(accelerator, gradient, "sum") for gradient in out.last_layer]
@@ -211,13 +214,23 @@ def build_guide(config: Stage1Config, tokenizer: Tokenizer, device: torch.device
 
 def parameter_groups(objective: TokenizerObjective, config: Stage1Config) -> list[dict[str, Any]]:
     """The quantizer's parameters and those of a pretrained encoder apart from the others, with factors on their rates."""
-    parts = [(objective.tokenizer.quantizer, config.optim.quantizer_lr)]
-    if config.backbone.pretrained:
-        parts.append((objective.tokenizer.encoder, config.optim.encoder_lr))
-    groups = [{"params": list(part.parameters()), "factor": factor} for part, factor in parts]
-    ours = {id(parameter) for group in groups for parameter in group["params"]}
-    others = [parameter for parameter in objective.parameters() if id(parameter) not in ours]
-    return [{"params": others, "factor": 1.0}, *groups]
+    quantizer, encoder = list(objective.tokenizer.quantizer.parameters()), encoder_parameters(objective, config)
+    groups = [
+        {"params": without(objective.parameters(), quantizer + encoder), "factor": 1.0},
+        {"params": quantizer, "factor": config.optim.quantizer_lr},
+    ]
+    return [*groups, {"params": encoder, "factor": config.optim.encoder_lr}] if encoder else groups
+
+
+def encoder_parameters(objective: TokenizerObjective, config: Stage1Config) -> list[nn.Parameter]:
+    """Those of a pretrained encoder; none where the encoder is trained from scratch."""
+    return list(objective.tokenizer.encoder.parameters()) if config.backbone.pretrained else []
+
+
+def without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters that are not among the others."""
+    theirs = {id(parameter) for parameter in others}
+    return [parameter for parameter in parameters if id(parameter) not in theirs]
 
 
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
