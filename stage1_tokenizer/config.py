@@ -16,11 +16,11 @@ class Loss:
     perceptual:        the network: LPIPS-VGG, EfficientNet-Lite0's features (small images enlarged, or native), or none.
     gan_weight:        of the adversarial loss, times VQGAN's adaptive weight; 0 leaves the discriminator out.
     gan_start:         share of the training after which the adversarial loss sets in; its discriminator learns a bit earlier.
-    vf_weight:         of the alignment of the latents with the vision network's features (VA-VAE; published: 0.1); 0 leaves it out.
-    vf_adaptive:       times the ratio of the gradients of pictures and alignment at the encoder's last layer.
+    vf_weight:         of the alignment of the latents with the vision network's features (published: 0.1); 0 leaves it out.
+    vf_adaptive:       whether it is multiplied by the ratio of the gradients of pictures and alignment at the encoder's end.
     vf_margins:        m1 of the cosines, m2 of the pairs' similarities.
-    distillation_weight: of the mean squared difference between a thawed pretrained encoder's features and the published one's.
-    thaw:              share of the training after which a pretrained encoder learns (VQRAE's two stages: 100 k and 70 k steps).
+    distillation_weight: of the squared difference between a thawed pretrained encoder's features and the published one's.
+    thaw:              share of the training after which a pretrained encoder learns (VQRAE: 100 k steps of 170 k).
     """
 
     perceptual: Literal["lpips", "efficientnet_lite0", "efficientnet_lite0_native", "none"] = "efficientnet_lite0"

@@ -98,7 +98,8 @@ class VisionGuide(nn.Module):
     def alignment(self, latents: Float[Tensor, "b h w c"], features: Float[Tensor, "b h w f"]) -> Float[Tensor, ""]:
         """L_mcos + L_mdms, summed over the images."""
         z, f = latents.flatten(1, 2), features.flatten(1, 2)
-        return (marginal_cosine(self.to_features(z), f, self.vf_margins[0]) + marginal_distances(z, f, self.vf_margins[1])).sum()
+        cosines, pairs = self.vf_margins
+        return (marginal_cosine(self.to_features(z), f, cosines) + marginal_distances(z, f, pairs)).sum()
 
     def _weight(self, pictures: Tensor, alignment: Tensor, last_weight: Tensor, n: int) -> Float[Tensor, ""]:
         if not self.vf_adaptive:

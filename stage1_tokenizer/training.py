@@ -301,7 +301,7 @@ def dry_run(config: Stage1Config) -> str:
     images = torch.empty(1, 3, *tokenizer.spec.image_size, device="meta")
     codes = torch.empty(1, *tokenizer.grid, tokenizer.quantizer.dim, device="meta")
     encoding, decoding = _flops(tokenizer.encoder, images), _flops(tokenizer.render, codes)
-    # a backward pass costs two forward ones; a pretrained encoder has none until it thaws, and a second one to compare with after
+    # a backward pass costs two forward ones; a pretrained encoder has none until it thaws, and then a second forward one
     thaw = config.loss.thaw if config.backbone.pretrained else 0.0
     flops = encoding * (thaw + (1 - thaw) * (4 if config.backbone.pretrained else 3)) + 3 * decoding
     lines.append(f"tokens: {tokenizer.spec}")

@@ -74,6 +74,9 @@ class TransformersNetwork(VisionNetwork):
     architecture: the `model_type` of its configuration, and what differs from that type's defaults.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, grid: tuple[int, int], weights: str, mean: Sequence[float], std: Sequence[float], architecture: dict[str, Any]
     ) -> None:

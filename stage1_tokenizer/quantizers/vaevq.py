@@ -1,4 +1,4 @@
-"""VAEVQ: vector quantization of a variational encoder's mean, with a codebook kept near N(0, I) (paper of that name, 2025)."""
+"""VAEVQ: vector quantization of a variational encoder, its codebook kept near N(0, I) (Yang et al. 2025, arXiv 2511.06863)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ LOG_VARIANCE = (-20.0, 10.0)
 
 
 class VAEVQ(Quantizer):
-    """e = NN(z_c) among E = B W^T, z_c = mu + sigma noise in training and mu in eval (eq. 1, 2); both e and z_c are decoded (eq. 4).
+    """e = NN(z_c) among E = B W^T, z_c = mu + sigma noise in training, mu in eval (eq. 1, 2); e and z_c are decoded (eq. 4).
 
     q = mu + sigma sg((e - mu) / sigma) + e - sg e: J_mu = I, J_sigma = that ratio, J_e = I. The input is mu, then
     log sigma^2; z_c is the output's `further` code. Losses: RCS 1/2 mean((e - mu) / sg sigma)^2, DCR the squared Wasserstein

@@ -79,7 +79,7 @@ def test_further_codes_are_rendered_and_judged_like_the_codes(make_tokenizer, im
     pictures = [again.render(codes) for codes in (quantized.codes, sample)]
     pixel = [(picture - large).abs().mean() for picture in pictures]
     seen = [perceptual(picture, large).mean() for picture in pictures]  # pyright: ignore[reportOptionalCall]
-    (sum(pixel) + 0.5 * sum(seen) + sum(quantized.losses.values())).backward()
+    torch.stack([*pixel, *(0.5 * value for value in seen), *quantized.losses.values()]).sum().backward()
     for (name, ours), theirs in zip(tokenizer.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
     plain = {"pixel": pixel[0], "perceptual": seen[0], "further/pixel": pixel[1], "further/perceptual": seen[1]}

@@ -76,7 +76,7 @@ def test_the_image_half_of_a_two_part_model_is_enough(images, tmp_path):
     both.save_pretrained(tmp_path)
     network = load_vision(settings(SIGLIP, tmp_path), (3, 3))
     pixels = torch.randn(2, 3, 24, 24)
-    expected = both.vision_model(pixels).last_hidden_state
+    expected = both.vision_model(pixel_values=pixels).last_hidden_state  # pyright: ignore[reportCallIssue]
     torch.testing.assert_close(network.body(pixels).last_hidden_state, expected)
 
 

@@ -24,7 +24,8 @@ WEIGHTS = "tokenizer/diffusion_pytorch_model.safetensors"
 # a frozen half of three reports, then a thawed one; vaevq renders samples too
 VISION = [
     *("images=96", "report_every=16", "snapshot_every=16", "backbone.pretrained=true", "vision=efficientnet_lite0"),
-    *("vision.stride=8", "loss.vf_weight=0.1", "loss.thaw=0.5", "loss.gan_start=0.7", "quantizer=vaevq", "quantizer.codebook_size=16", "quantizer.dim=4"),
+    *("vision.stride=8", "loss.vf_weight=0.1", "loss.thaw=0.5", "loss.gan_start=0.7"),
+    *("quantizer=vaevq", "quantizer.codebook_size=16", "quantizer.dim=4"),
 ]
 
 
