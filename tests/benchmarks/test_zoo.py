@@ -18,10 +18,9 @@ TINY = (
     *("data=shapes", "data.image_size=16", "data.train_per_class=6", "data.validation_per_class=3", "image_size=16"),
     *("batch_size=8", "backbone.patch=4", "backbone.channels=[16]", "backbone.layers=1", "optim.warmup=8"),
 )
-TRIALS = [
-    Trial("two indices", ('quantizer={"name": "residual", "base": {"name": "vq_ema", "dim": 4, "codebook_size": 6}}', *TINY), 0),
-    Trial("broken", ('quantizer={"name": "vq", "dim": 4, "codebook_size": 0}', *TINY), 0),
-]
+RESIDUAL = 'quantizer={"name": "residual", "base": {"name": "vq_ema", "dim": 4, "codebook_size": 6}}'
+BROKEN = 'quantizer={"name": "vq", "dim": 4, "codebook_size": 0}'
+TRIALS = [Trial("two indices", (RESIDUAL, *TINY), 0), Trial("broken", (BROKEN, *TINY), 0)]
 
 
 @pytest.fixture(scope="module")
