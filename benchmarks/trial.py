@@ -35,7 +35,7 @@ from pipeline.generator import to_uint8
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.objective import TokenizerObjective
 from stage1_tokenizer.tokenizer import Tokenizer
-from stage1_tokenizer.training import build_tokenizer, initialize_codes, parameter_groups, train
+from stage1_tokenizer.training import build_tokenizer, initialize_codes, train
 
 STEPS = 12  # that are timed, after two that are not
 
@@ -87,8 +87,7 @@ def before_training(config: Stage1Config, dataset: ImageDataset, validation: UIn
     gap = training_gap(tokenizer.train(), batch)
 
     objective = TokenizerObjective(tokenizer, None, 0.0).train()
-    groups = parameter_groups(tokenizer, config.optim.quantizer_lr)
-    optimizer = torch.optim.AdamW(groups, config.optim.lr, weight_decay=config.optim.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay, fused=True)
     forget_peak()
     seconds = []
     for number in range(STEPS + 2):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.codebooks import STARTS, start_from_data
-from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.estimators import through_softmax
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.noise import Noise
 from stage1_tokenizer.quantizers.options import one_of
@@ -51,15 +51,14 @@ class Gumbel(Quantizer):
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         with full_precision(z.device):
             logits = self.to_logits(z)
-            if not self.training:
-                index = logits.argmax(1)
-                return QuantizerOutput(F.embedding(index, self.codebook), index[:, None], {})
-            noisy = logits + self.noise.gumbel(logits)
-            index = noisy.argmax(1)
-            chosen = F.embedding(index, self.codebook)
-            soft = (noisy / self.temperature).softmax(1) @ self.codebook.detach()
+        if not self.training:
+            index = logits.argmax(1)
+            return QuantizerOutput(F.embedding(index, self.codebook), index[:, None], {})
+        noisy = logits + self.noise.gumbel(logits)
+        index = noisy.argmax(1)
+        codes = through_softmax(F.embedding(index, self.codebook), noisy / self.temperature, self.codebook)
         divergence = math.log(len(self.codebook)) - entropy(logits.softmax(1)).mean()
-        return QuantizerOutput(straight_through(soft + chosen, chosen), index[:, None], {"kl": self.kl_weight * divergence})
+        return QuantizerOutput(codes, index[:, None], {"kl": self.kl_weight * divergence})
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         return F.embedding(indices[:, 0], self.codebook)
