@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stage2_prior.autoregressive import CachedLogits
+from stage2_prior.priors import PRIORS, build_prior
 from stage2_prior.rows import dropout, linear
 from stage2_prior.transformer import SIZES, Shape, Transformer, rotary_angles, rotate, take
 
@@ -36,6 +37,22 @@ def test_sizes_have_the_parameters_that_the_table_states(name):
     assert sum(parameter.numel() for parameter in trunk.parameters()) - tables == exact
     assert exact / 1e6 == pytest.approx(millions, rel=0.05)
     assert SIZES[name].width % (4 * SIZES[name].heads) == 0
+
+
+# with 16 x 16 tokens, 16,384 codes and 1000 classes, in millions: the configurations' comments say so
+WHOLE = {"nano": 4.3, "T": 18.3, "S": 49.2, "B": 102.1, "L": 328.1, "XL": 474.4}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PRIORS)
+def test_whole_priors_have_the_parameters_that_their_configurations_state(name, size):
+    with torch.device("meta"):
+        prior = build_prior(name, sizes=[16_384], scales=[[16, 16]], image_size=[256, 256], num_classes=1000, size=size)
+    total = sum(parameter.numel() for parameter in prior.parameters())
+    width, (exact, _) = SIZES[size].width, PARAMETERS[size]
+    tables = (1001 + 256 + 16_384) * width + 16_384  # classes, positions, codes, biases of the logits
+    assert total - exact - tables in (0, width)  # MaskGIT has a vector for what is masked
+    assert round(total / 1e6, 1) == WHOLE[size]
 
 
 def feature_gradient(prior, i, n):
