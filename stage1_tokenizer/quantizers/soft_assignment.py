@@ -1,25 +1,25 @@
 """Soft assignment of vectors to codes, p_ik = softmax_k of the logits, in the few statistics that methods need of it."""
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizers.assignment import dense, streaming
 from stage1_tokenizer.quantizers.assignment.scores import Scores
 from stage1_tokenizer.quantizers.assignment.search import search
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.precision import full_precision
 
 SIMILARITIES = ("squared_distance", "cosine", "dot")
-BACKENDS = {  # a module of the package `assignment` each, of which `assign` has the same arguments and results
-    "dense": "dense",
-    "streaming": "streaming",
-    "triton": "fused",
-}
+BACKENDS = {"dense": dense.assign, "streaming": streaming.assign}
+if find_spec("triton"):  # it comes with PyTorch, but not for every platform
+    from stage1_tokenizer.quantizers.assignment import fused
+
+    BACKENDS["triton"] = fused.assign
 SMALL = 1 << 18  # entries of p: a dense one of so many stays in the cache, and tiles would cost more than they save
 MOST_CHANNELS = 256  # that the kernels have registers for
 
@@ -63,14 +63,13 @@ def soft_assign(
     one_of("soft_assign.backend", backend, ("auto", *BACKENDS))
     values = codebook if values is None and similarity == "cosine" else values
     collected = z[:, :0] if collected is None else collected.detach()
-    with full_precision(z.device):
+    with torch.autocast(z.device.type, enabled=False):
         weights = torch.as_tensor(1 / (temperature if widths is None else temperature * widths), dtype=z.dtype, device=z.device)
         if similarity == "cosine":
             z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=1)
         backend = _fastest(z, codebook, values) if backend == "auto" else backend
-        module = importlib.import_module(f"stage1_tokenizer.quantizers.assignment.{BACKENDS[backend]}")
         distance = similarity == "squared_distance"
-        return SoftAssignment(*module.assign(z, codebook, weights, prior, values, collected, distance))
+        return SoftAssignment(*BACKENDS[backend](z, codebook, weights, prior, values, collected, distance))
 
 
 @torch.no_grad()
@@ -89,6 +88,6 @@ def log_partition(
 
 def _fastest(z: Tensor, codebook: Tensor, values: Tensor | None) -> str:
     channels = max(z.shape[1], 0 if values is None else values.shape[1])
-    if z.is_cuda and z.dtype == torch.float32 and channels <= MOST_CHANNELS and importlib.util.find_spec("triton"):
+    if z.is_cuda and z.dtype == torch.float32 and channels <= MOST_CHANNELS and "triton" in BACKENDS:
         return "triton"
     return "dense" if len(z) * len(codebook) <= SMALL else "streaming"

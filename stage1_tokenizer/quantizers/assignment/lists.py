@@ -22,7 +22,7 @@ class Lists:
 
     def matrix(self, entries: Float[Tensor, " m"]) -> Float[Tensor, "n k"]:
         """The sparse matrix with these entries."""
-        return torch.sparse_csr_tensor(_starts(self.row, self.n), self.column, entries, (self.n, self.k), check_invariants=False)
+        return _matrix(_starts(self.row, self.n), self.column, entries, self.k)
 
     def products(self, left: Float[Tensor, "n f"], right: Float[Tensor, "k f"]) -> Float[Tensor, " m"]:
         """left_i . right_k at the places."""
@@ -37,10 +37,13 @@ class Lists:
         def part(codes: slice) -> list[Tensor]:
             pointers = starts[codes.start : codes.stop + 1]
             first, last = pointers[0].item(), pointers[-1].item()
-            size = (codes.stop - codes.start, self.n)
-            return [torch.sparse_csr_tensor(pointers - first, row[first:last], x[first:last], size, check_invariants=False) for x in sorted_entries]
+            return [_matrix(pointers - first, row[first:last], x[first:last], self.n) for x in sorted_entries]
 
         return part
+
+
+def _matrix(starts: Tensor, column: Tensor, entries: Tensor, columns: int) -> Tensor:
+    return torch.sparse_csr_tensor(starts, column, entries, (len(starts) - 1, columns), check_invariants=False)
 
 
 def _starts(row: Int[Tensor, " m"], n: int) -> Int[Tensor, " n+1"]:

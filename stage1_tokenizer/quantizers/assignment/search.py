@@ -85,7 +85,7 @@ def _sweep(scores: Scores, listing: bool, summing: bool) -> list["_Tile"]:
                 tile.see(torch.mm(tile.left, right.T, out=logits), part.start)
         return found
 
-    return sum(in_threads(sweep, parts), [])
+    return [tile for found in in_threads(sweep, parts) for tile in found]
 
 
 def _in_groups(right: Float[Tensor, "t f"], bias: int) -> Float[Tensor, "u f"]:

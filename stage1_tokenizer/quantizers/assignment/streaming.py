@@ -1,4 +1,4 @@
-"""Soft assignment in tiles, in PyTorch: p is computed where it weighs anything, used, and computed again in the backward pass."""
+"""Soft assignment in tiles, in PyTorch: p is made where it weighs anything, used, and made again in the backward pass."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.quantizers.assignment.lists import Lists
-from stage1_tokenizer.quantizers.precision import full_precision
 from stage1_tokenizer.quantizers.assignment.scores import Scores
 from stage1_tokenizer.quantizers.assignment.search import search
 from stage1_tokenizer.quantizers.assignment.tiles import in_threads, shares, tiles
 from stage1_tokenizer.quantizers.assignment.whole_rows import WholeRows
+from stage1_tokenizer.quantizers.precision import full_precision
 
 LISTED_AT_ONCE = 1 << 13  # codes
 
 
 def assign(*inputs: Any) -> tuple[Tensor, ...]:
     """What `soft_assign` gives, from z "n c", codebook "k c", weights "" or "k", prior "k", values "k v", collected "n r"."""
-    return StreamingAssignment.apply(*inputs)  # pyright: ignore[reportReturnType]
+    with full_precision(inputs[0].device):
+        return StreamingAssignment.apply(*inputs)  # pyright: ignore[reportReturnType]
 
 
 class StreamingAssignment(torch.autograd.Function):
