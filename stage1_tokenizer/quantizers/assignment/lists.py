@@ -48,4 +48,4 @@ def _matrix(starts: Tensor, column: Tensor, entries: Tensor, columns: int) -> Te
 
 def _starts(row: Int[Tensor, " m"], n: int) -> Int[Tensor, " n+1"]:
     """Where each row begins."""
-    return torch._convert_indices_from_coo_to_csr(row, n, out_int32=True)
+    return torch.searchsorted(row, torch.arange(n + 1, dtype=torch.int32, device=row.device), out_int32=True)

@@ -52,12 +52,12 @@ def best_codes(scores: Scores) -> Int[Tensor, " n"]:
     """The code of the largest score, the lowest on ties."""
     if len(scores.left) == 0:
         return torch.zeros(0, dtype=torch.int64, device=scores.left.device)
-    return torch.cat([tile.index for tile in _sweep(scores, False, False)])
+    return torch.cat([tile.index for tile in _sweep(scores, False, False, 0.0)])
 
 
-def search(scores: Scores, listing: bool = True) -> Found:
-    """The best codes, the log partition and, if `listing` and on a CPU, the codes that matter."""
-    found = _sweep(scores, listing and scores.left.device.type == "cpu", True)
+def search(scores: Scores, listing: bool = True, farther: float = 0.0) -> Found:
+    """The best codes, the log partition and, if `listing` and on a CPU, the codes within the margin and `farther`."""
+    found = _sweep(scores, listing and scores.left.device.type == "cpu", True, farther)
     row, column, logit = zip(*(tile.entries() for tile in found), strict=True)
     every = torch.arange(len(scores.left), device=scores.left.device)
     return Found(
@@ -70,13 +70,13 @@ def search(scores: Scores, listing: bool = True) -> Found:
     )
 
 
-def _sweep(scores: Scores, listing: bool, summing: bool) -> list["_Tile"]:
+def _sweep(scores: Scores, listing: bool, summing: bool, farther: float) -> list["_Tile"]:
     (n, _), k = scores.left.shape, len(scores.codebook)
     parts = shares(n, scores.left.device)
     rows, codes = tile_sizes(parts[0].stop, k, scores.left.device)
 
     def sweep(share: slice) -> list[_Tile]:
-        found = [_Tile(scores, part, listing, summing) for part in tiles(share, rows)]
+        found = [_Tile(scores, part, listing, summing, farther) for part in tiles(share, rows)]
         work = scores.left.new_empty(rows * (codes + GROUP))
         for part in tiles(slice(0, k), codes):
             right = _in_groups(scores.right(part), scores.codebook.shape[1])
@@ -100,14 +100,14 @@ def _in_groups(right: Float[Tensor, "t f"], bias: int) -> Float[Tensor, "u f"]:
 class _Tile:
     """What is known of a tile of vectors after some of the codes."""
 
-    def __init__(self, scores: Scores, rows: slice, listing: bool, summing: bool) -> None:
+    def __init__(self, scores: Scores, rows: slice, listing: bool, summing: bool, farther: float) -> None:
         n, k = len(scores.left), len(scores.codebook)
         self.rows, self.left = rows, scores.left[rows]
         self.listing, self.summing = listing, summing and not listing
         self.best = self.left.new_full((len(self.left),), -math.inf)
         self.index = torch.zeros_like(self.best, dtype=torch.int64)
         self.total = torch.zeros_like(self.best)  # sum of exp(logit - best)
-        self.margin, self.least = margin(k, self.best.dtype), least_logit(self.best.dtype)
+        self.margin, self.least = margin(k, self.best.dtype) + farther, least_logit(self.best.dtype)
         self.most = len(self.left) * most_listed(n, k, self.left.shape[1])
         self.kept = [(self.index[:0].int(), self.index[:0].int(), self.best[:0])]  # row, column, logit
 

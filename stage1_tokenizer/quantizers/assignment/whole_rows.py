@@ -1,6 +1,6 @@
 """Vectors for which every code counts: the statistics of p and their gradients, a tile of vectors and codes at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,24 @@ class WholeRows:
             return total
 
         return torch.stack(in_threads(sweep, shares(len(b), b.device))).sum(0)
+
+    def add_weighted(
+        self,
+        weigh: Callable[[Tensor, Tensor, Tensor], Tensor],
+        rows: Int[Tensor, " n"],
+        collected: Float[Tensor, "n r"],
+        of_vectors: Float[Tensor, " m"],
+        of_codes: Float[Tensor, " k"],
+        sums: Float[Tensor, "k r"],
+    ) -> None:
+        """Adds the sums of w = weigh(p, vector, code) and of w^T collected; `rows` are these vectors' numbers among the m."""
+        every, work = torch.arange(len(of_codes), device=of_codes.device), self.work()
+        for part in tiles(slice(0, len(of_codes)), self.at_once):
+            for tile, p, _ in self._p(part, work):
+                w = weigh(p, rows[tile, None], every[part])
+                of_vectors.index_add_(0, rows[tile], w.sum(1))
+                of_codes[part] += w.sum(0)
+                sums[part].addmm_(w.T, collected[tile])
 
     def add_gradients(
         self,

@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[3]
 
 def test_in_the_interpreter_they_are_the_dense_assignment():
     file = Path(__file__).with_name("triton_in_interpreter.py")
-    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    command = [sys.executable, "-m", "pytest", str(file), "-v", "-p", "no:cacheprovider", "-W", "ignore"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:]
