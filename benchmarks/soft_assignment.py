@@ -59,7 +59,7 @@ SECONDS = 4.0  # of steps per measurement, at least two of them
 
 def main() -> None:
     """Parse the command line, then measure what the result file lacks."""
-    parser = argparse.ArgumentParser(description="Time and memory of soft assignment against a dense writing and nearest-neighbour VQ.")
+    parser = argparse.ArgumentParser(description="Soft assignment against a dense writing and nearest-neighbour VQ.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3, help="rounds over all cases (default: 3)")
     parser.add_argument("--codes", type=int, nargs="+", default=CODES, help=f"numbers of codes (default: {CODES})")
@@ -89,13 +89,13 @@ def main() -> None:
 
 def cases(device: str, sizes: Iterable[int]) -> Iterable[dict[str, Any]]:
     """All measurements of a round."""
-    writings = ["product", "nearest", "published", "dense", "streaming", *(["triton"] if device != "cpu" else [])]
+    writings = ["product", "nearest", "published", "dense", "streaming"] + (["triton"] if device != "cpu" else [])
     for codes in sizes:
         for rank in RANKS:
             for temperature in TEMPERATURES:
                 for writing in writings:
-                    once = writing in ("product", "nearest") and temperature != TEMPERATURES[0]  # they have no temperature
-                    if not once and VECTORS * codes <= MOST_ENTRIES.get(writing, VECTORS * codes):
+                    again = temperature != TEMPERATURES[0] and writing in ("product", "nearest")  # which have none
+                    if not again and VECTORS * codes <= MOST_ENTRIES.get(writing, VECTORS * codes):
                         case = {"part": "sizes", "writing": writing, "codes": codes, "rank": rank, "temperature": temperature}
                         yield {**case, "relative": False, "device": device}
     for rank in RANKS:
@@ -220,7 +220,8 @@ def nearest(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[
     quantizer = VQ(z.shape[1], 1)
     quantizer.codebook = torch.nn.Parameter(codebook.detach())
     out = quantizer(z)
-    return finish(torch.stack(list(out.losses.values())).sum(), out.codes, z, quantizer.codebook, cotangent, 0.0, torch.ones(()))
+    loss = torch.stack(list(out.losses.values())).sum()
+    return finish(loss, out.codes, z, quantizer.codebook, cotangent, 0.0, torch.ones(()))
 
 
 @torch.no_grad()

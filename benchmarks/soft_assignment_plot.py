@@ -34,9 +34,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def _sizes(axis: Axes, rows: Rows, value: Callable[[dict[str, Any]], float], label: str) -> None:
     for writing, colour in COLOURS.items():
         for temperature, dashes in DASHES.items():
-            points = sorted((row["codes"], value(row)) for row in rows if row["writing"] == writing and row["temperature"] == temperature)
+            mine = [row for row in rows if (row["writing"], row["temperature"]) == (writing, temperature)]
+            points = sorted((row["codes"], value(row)) for row in mine)
             if points:
-                axis.loglog(*zip(*points, strict=True), dashes, marker="o", color=colour, label=f"{writing}, τ = {temperature:g}")
+                name = f"{writing}, τ = {temperature:g}"
+                axis.loglog(*zip(*points, strict=True), dashes, marker="o", color=colour, label=name)
     axis.set(xlabel="codes", ylabel=label)
     axis.grid(alpha=0.3)
 

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.api import find_runs, load_tokenizer, tokenizer_folder, weights_sha256
@@ -24,6 +24,9 @@ from pipeline.core.launch import Precision, start_accelerator
 from pipeline.core.progress import progress_bar
 from pipeline.core.token_store import SPLITS, TokenIdentity, TokenStoreWriter
 from stage1_tokenizer.tokenizer import Tokenizer
+
+VALUES_AT_ONCE = 1 << 14
+LARGEST_TABLES = 1 << 28  # numbers: 1 GB
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
     if accelerator.is_main_process:
         # from the gaps, so that those in shards of an earlier, interrupted command are named too
         unreadable = [image_name(split, row) for name, split in splits.items() for row in writer.missing(name, len(split))]
-        store = writer.finish(unreadable)
+        store = writer.finish(unreadable, code_vectors(tokenizer))
         note = f", {len(unreadable)} unreadable ones left out" if unreadable else ""
         print(f"{out}: {store.images('train')} + {store.images('validation')} images, {store.spec}{note}")
     accelerator.end_training()
@@ -125,6 +128,31 @@ def encode_shards(
             else:
                 bar.update(stop - start)
     bar.close()
+
+
+@torch.no_grad()
+def code_vectors(tokenizer: Tokenizer) -> list[Float[Tensor, "_k _c"]] | None:
+    """What each value of each index stands for, the other indices at 0: what priors with heads of code vectors are made of.
+
+    Channels that an index does not move are left out: a table is that of its own codes where indices add up (residual) or
+    have channels of their own (product, bits). None where the tables would be larger than LARGEST_TABLES.
+    """
+    quantizer, spec, device = tokenizer.quantizer, tokenizer.spec, tokenizer.device
+    if sum(spec.sizes) * quantizer.dim > LARGEST_TABLES:
+        return None
+    cell = (1, 1)
+    positions = sum(h * w for h, w in quantizer.scales(cell))
+    tables = []
+    for j, size in enumerate(spec.sizes):
+        parts = []
+        for values in torch.arange(size, device=device).split(VALUES_AT_ONCE):
+            indices = torch.zeros(len(values), positions, spec.d, dtype=torch.int64, device=device)
+            indices[..., j] = values[:, None]
+            parts.append(quantizer.dequantize(indices, cell)[:, 0, 0].float())
+        table = torch.cat(parts)
+        moved = (table != table[0]).any(0)
+        tables.append(table[:, moved] if moved.any() else table[:, :1])
+    return tables
 
 
 def image_name(split: datasets.Dataset, row: int) -> str:

@@ -23,6 +23,7 @@ class Backbone:
     attention: self-attention over the coarsest grid, in the middle of both.
     latent_norm: layer norm, without gains, of the latents before the quantizer, as in LGQ's reference. It suits quantizers that
                measure distances, since their codes need not follow the latents' scale; not those with one level per channel.
+    pretrained: the vision network of the configuration is the encoder, as in VQRAE; the rest then describes the decoder.
     """
 
     patch: int = 1
@@ -30,6 +31,7 @@ class Backbone:
     layers: int = 2
     attention: bool = True
     latent_norm: bool = False
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         for width in self.channels:
@@ -45,15 +47,16 @@ class Backbone:
 
 
 class ImageEncoder(nn.Module):
-    """Images "b 3 y x" in [-1, 1] -> features "b c h w" on the token grid."""
+    """Images "b 3 y x" in [-1, 1] -> features "b c h w" on the token grid, with the last stage's channels."""
 
-    def __init__(self, backbone: Backbone, out_channels: int) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         stages = len(backbone.channels)
+        self.channels = backbone.channels[-1]
         self.patchify = nn.PixelUnshuffle(backbone.patch)
         self.body = Encoder(
             in_channels=3 * backbone.patch**2,
-            out_channels=out_channels,
+            out_channels=self.channels,
             down_block_types=("DownEncoderBlock2D",) * stages,
             block_out_channels=tuple(backbone.channels),
             layers_per_block=backbone.layers,

@@ -16,6 +16,11 @@ class Loss:
     perceptual:        the network: LPIPS-VGG, EfficientNet-Lite0's features (small images enlarged, or native), or none.
     gan_weight:        of the adversarial loss, times VQGAN's adaptive weight; 0 leaves the discriminator out.
     gan_start:         share of the training after which the adversarial loss sets in; its discriminator learns a bit earlier.
+    vf_weight:         of the alignment of the latents with the vision network's features (published: 0.1); 0 leaves it out.
+    vf_adaptive:       whether it is multiplied by the ratio of the gradients of pictures and alignment at the encoder's end.
+    vf_margins:        m1 of the cosines, m2 of the pairs' similarities.
+    distillation_weight: of the squared difference between a thawed pretrained encoder's features and the published one's.
+    thaw:              share of the training after which a pretrained encoder learns (VQRAE: 100 k steps of 170 k).
     """
 
     perceptual: Literal["lpips", "efficientnet_lite0", "efficientnet_lite0_native", "none"] = "efficientnet_lite0"
@@ -25,6 +30,15 @@ class Loss:
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     discriminator_lr: float = 1e-4
+    vf_weight: float = 0.0
+    vf_adaptive: bool = True
+    vf_margins: tuple[float, ...] = (0.5, 0.25)
+    distillation_weight: float = 1.0
+    thaw: float = 0.59
+
+    def __post_init__(self) -> None:
+        if len(self.vf_margins) != 2:
+            raise ValueError(f"vf_margins: {list(self.vf_margins)}; give two, for example [0.5, 0.25]")
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,12 @@ class Optim:
 
     quantizer_lr: factor on the rate of the quantizer's parameters. Codes must keep up with the latents, which move by far more
                   than `lr` per step: over a few thousand steps 10 is worth 0.6 dB, over long trainings it matters less.
+    encoder_lr:   factor on the rate of a pretrained encoder (VQRAE's second stage: 1e-5 beside 1e-4).
     """
 
     lr: float = 1e-4
     quantizer_lr: float = 1.0
+    encoder_lr: float = 0.1
     warmup: int = 10_000
     final_lr: float = 0.1
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -51,6 +67,7 @@ class Stage1Config:
 
     micro_batch: images that a process holds activations for at a time (None: its whole share). Smaller ones recompute the
                  encoder and decoder; results are the same, since losses and statistics are those of the global batch.
+    vision:      the pretrained network that `backbone.pretrained` makes the encoder, and that `loss.vf_weight` compares with.
     """
 
     run: str
@@ -64,6 +81,7 @@ class Stage1Config:
     micro_batch: int | None = None
     precision: Precision = "no"
     backbone: Backbone = field(default_factory=Backbone)
+    vision: dict[str, Any] = field(default_factory=lambda: {"name": "efficientnet_lite0"})
     loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     workers: int = 4

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.core.perceptual import Perceptual
+from stage1_tokenizer.guidance import VisionGuide
 from stage1_tokenizer.losses import PictureLoss, picture_loss
 from stage1_tokenizer.tokenizer import Tokenizer
 
@@ -32,14 +33,31 @@ class TokenizerObjective(nn.Module):
 
     The quantizer sees the latents of all micro-batches at once, so its statistics are those of the global batch. Micro-batches
     only bound the activations: encoder and decoder are recomputed in the backward pass, chunk by chunk.
+
+    A guide adds what a pretrained vision network asks; `thaw` is the progress at which the encoder begins to learn. Further
+    codes of a quantizer are rendered and judged like its codes, and their losses are added.
     """
 
-    def __init__(self, tokenizer: Tokenizer, perceptual: Perceptual | None, perceptual_weight: float) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        perceptual: Perceptual | None,
+        perceptual_weight: float,
+        guide: VisionGuide | None = None,
+        thaw: float = 0.0,
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.perceptual_weight = perceptual_weight
+        self.guide = guide
+        self.thaw = thaw
         # kept out of the module tree: DDP must not see the parameters of judges
         self._judges: dict[str, Any] = {"perceptual": perceptual}
+
+    def anneal(self, progress: float) -> None:
+        """Between two optimizer steps: move the quantizer's schedules and the encoder's thaw to `progress` (0 ... 1)."""
+        self.tokenizer.quantizer.anneal(progress)
+        self.tokenizer.frozen = progress < self.thaw
 
     def forward(
         self,
@@ -48,9 +66,11 @@ class TokenizerObjective(nn.Module):
         discriminator: nn.Module | None,
         gan_weight: float | Tensor,
     ) -> Objective:
-        chunks = images.split(micro_batch or len(images))
+        n, size = len(images), micro_batch or len(images)
+        chunks = images.split(size)
         run = checkpointed if len(chunks) > 1 else directly
-        latents = torch.cat([run(self.tokenizer.latents, chunk) for chunk in chunks])
+        features = torch.cat([run(self.tokenizer.features, chunk) for chunk in chunks])
+        latents = self.tokenizer.project(features)
         quantized = self.tokenizer.quantize(latents)
 
         def picture(codes: Tensor, chunk: Tensor) -> tuple[Tensor, PictureLoss]:
@@ -66,18 +86,28 @@ class TokenizerObjective(nn.Module):
             )
             return reconstruction.detach().float(), loss
 
-        pictures = [
-            run(picture, codes, chunk)
-            for codes, chunk in zip(quantized.codes.split(micro_batch or len(images)), chunks, strict=True)
-        ]
-        losses = [loss for _, loss in pictures]
-        n = len(images)
-        terms = {name: sum_of([loss.terms[name] for loss in losses]) / n for name in losses[0].terms}
+        def rendered(codes: Tensor) -> tuple[list[Tensor], list[PictureLoss]]:
+            pictures = [run(picture, part, chunk) for part, chunk in zip(codes.split(size), chunks, strict=True)]
+            return [reconstruction for reconstruction, _ in pictures], [loss for _, loss in pictures]
+
+        reconstructions, ours = rendered(quantized.codes)
+        others = [loss for codes in quantized.further for loss in rendered(codes)[1]]
+        losses = ours + others
+        pictures = sum_of([loss.surrogate for loss in losses])
+        terms = {name: sum_of([loss.terms[name] for loss in ours]) / n for name in ours[0].terms}
+        if others:
+            terms |= {f"further/{name}": sum_of([loss.terms[name] for loss in others]) / n for name in ours[0].terms}
+        terms |= {f"quantizer/{name}": value.detach() for name, value in quantized.losses.items()}
+        loss = pictures / n + sum_of(list(quantized.losses.values()))
+        if self.guide is not None:
+            last_weight, frozen = self.tokenizer.to_code.weight, self.tokenizer.frozen
+            guidance = self.guide(images, size, run, features, latents, pictures, last_weight, frozen)
+            loss, terms = loss + guidance.loss, terms | guidance.terms
         return Objective(
-            loss=sum_of([loss.surrogate for loss in losses]) / n + sum_of(list(quantized.losses.values())),
-            terms=terms | {f"quantizer/{name}": value.detach() for name, value in quantized.losses.items()},
+            loss=loss,
+            terms=terms,
             indices=quantized.indices,
-            reconstruction=torch.cat([reconstruction for reconstruction, _ in pictures]),
+            reconstruction=torch.cat(reconstructions),
             last_layer=(sum_of([loss.last_layer[0] for loss in losses]), sum_of([loss.last_layer[1] for loss in losses])),
         )
 

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from pipeline.core.token_spec import TokenSpec
 from stage1_tokenizer.backbone import Backbone, ImageDecoder, ImageEncoder, token_grid
 from stage1_tokenizer.quantizers import QuantizerOutput, build_quantizer, on_grid
+from stage1_tokenizer.vision import build_vision
 
 
 class Tokenizer(ModelMixin, ConfigMixin):
     """Images to token indices and back.
 
-    `quantizer_config` is a name and its options as in `configs/quantizer/`; `backbone_config` the fields of `Backbone`.
-    Saved by `save_pretrained` as safetensors and `config.json`, loaded by `from_pretrained`.
+    `quantizer_config` is a name and its options as in `configs/quantizer/`; `backbone_config` the fields of `Backbone`;
+    `vision_config` is what takes the place of the encoder if the backbone says so, as in `configs/vision/`.
+    Saved by `save_pretrained` as safetensors and `config.json`, loaded by `from_pretrained`, with nothing else needed.
+
+    While `frozen` the encoder gets no gradient. It is a matter of a training, not saved.
 
     Raises ValueError where the image size is not a multiple of the backbone's factor, or an option is unknown.
     """
@@ -30,15 +34,22 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, image_size: Sequence[int], backbone_config: dict[str, Any], quantizer_config: dict[str, Any]
+        self,
+        image_size: Sequence[int],
+        backbone_config: dict[str, Any],
+        quantizer_config: dict[str, Any],
+        vision_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         shape = Backbone(**{**backbone_config, "channels": tuple(backbone_config["channels"])})
+        if shape.pretrained != (vision_config is not None):
+            raise ValueError("backbone.pretrained: true needs the configuration of a vision network, and false none")
+        self.frozen = False
         self.grid = token_grid(image_size, shape.factor)
         self.quantizer = on_grid(build_quantizer(**quantizer_config))
         width = shape.channels[-1]
-        self.encoder = ImageEncoder(shape, width)
-        self.to_code = nn.Linear(width, self.quantizer.input_dim)
+        self.encoder = ImageEncoder(shape) if vision_config is None else build_vision(vision_config, self.grid)
+        self.to_code = nn.Linear(self.encoder.channels, self.quantizer.input_dim)
         self.norm = nn.LayerNorm(self.quantizer.input_dim, elementwise_affine=False) if shape.latent_norm else nn.Identity()
         self.from_code = nn.Linear(self.quantizer.dim, width)
         self.decoder = ImageDecoder(shape, width)
@@ -49,10 +60,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
         )
 
     @classmethod
-    def create(cls, image_size: int, backbone: Backbone, quantizer: dict[str, Any]) -> Tokenizer:
-        """A tokenizer of square images with fresh weights."""
-        fields = dataclasses.asdict(backbone)
-        return cls([image_size, image_size], {**fields, "channels": list(backbone.channels)}, quantizer)
+    def create(
+        cls, image_size: int, backbone: Backbone, quantizer: dict[str, Any], vision: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        """A tokenizer of square images with fresh weights; `vision` is needed where the encoder is pretrained."""
+        fields = dataclasses.asdict(backbone) | {"channels": list(backbone.channels)}
+        return cls([image_size, image_size], fields, quantizer, vision if backbone.pretrained else None)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Int[Tensor, "b t d"]:
@@ -66,10 +79,18 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def latents(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b h w c"]:
         """What the quantizer sees, in float32 whatever the precision of the encoder."""
+        return self.project(self.features(images))
+
+    def features(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b h w f"]:
+        """What the encoder gives, in its precision."""
         if tuple(images.shape[-2:]) != self.spec.image_size:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; this tokenizer takes {self.spec.image_size}")
-        features = self.encoder(images).permute(0, 2, 3, 1)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(images).permute(0, 2, 3, 1)
+
+    def project(self, features: Float[Tensor, "b h w f"]) -> Float[Tensor, "b h w c"]:
+        """Latents of features, in float32."""
+        with torch.autocast(features.device.type, enabled=False):
             return self.norm(self.to_code(features.float()))
 
     def quantize(self, latents: Float[Tensor, "b h w c"]) -> QuantizerOutput:

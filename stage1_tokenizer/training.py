@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
 from stage1_tokenizer.config import Stage1Config
+from stage1_tokenizer.guidance import VisionGuide
 from stage1_tokenizer.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 from stage1_tokenizer.objective import TokenizerObjective
 from stage1_tokenizer.tokenizer import Tokenizer
+from stage1_tokenizer.vision import load_vision
 
 GAN_LEAD = 0.05  # share of the training by which the discriminator is ahead of the adversarial loss
 
@@ -38,7 +41,8 @@ def train(config: Stage1Config) -> Path:
     """Train a tokenizer, or go on where its last snapshot left it; gives the folder of the finished model."""
     run = RunFolder(config.run)
     finished = run.path / "tokenizer"
-    accelerator = start_accelerator(config.precision, config.tracker, run.path)
+    # an encoder takes no part while it is frozen, and of a published one parts never do
+    accelerator = start_accelerator(config.precision, config.tracker, run.path, idle_parameters=config.backbone.pretrained)
     if accelerator.is_main_process:
         run.open(config)
     accelerator.wait_for_everyone()
@@ -57,9 +61,11 @@ def train(config: Stage1Config) -> Path:
     perceptual = load_perceptual(config.loss.perceptual)
     if perceptual is not None:
         perceptual.to(accelerator.device)
-    objective = TokenizerObjective(tokenizer, perceptual, config.loss.perceptual_weight)
+    guide = build_guide(config, tokenizer, accelerator.device)
+    thaw = config.loss.thaw if config.backbone.pretrained else 0.0
+    objective = TokenizerObjective(tokenizer, perceptual, config.loss.perceptual_weight, guide, thaw)
     optimizer = torch.optim.AdamW(
-        parameter_groups(tokenizer, config.optim.quantizer_lr),
+        parameter_groups(objective, config),
         config.optim.lr,
         _pair(config.optim.betas),
         weight_decay=config.optim.weight_decay,
@@ -75,7 +81,7 @@ def train(config: Stage1Config) -> Path:
         initialize_codes(tokenizer, dataset, config, accelerator)
     else:
         images_seen = state["images_seen"]
-        tokenizer.load_state_dict(state["tokenizer"])
+        objective.load_state_dict(state["objective"])
         discriminator.load_state_dict(state["discriminator"])
         optimizer.load_state_dict(state["optimizer"])
         match_layouts(optimizer)
@@ -100,7 +106,9 @@ def train(config: Stage1Config) -> Path:
     bar = progress_bar(config.images, f"tokenizer {run.path.name}", start=images_seen, enabled=accelerator.is_main_process)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = image_batches(dataset, images_seen, config.images, config.batch_size, rank, world, config.workers)
-    tokenizer.quantizer.anneal(min(1.0, images_seen / config.images))
+    # a pretrained encoder by itself: its gradient is ten times the others', which would hold them back
+    clipped = [without(objective.parameters(), encoder_parameters(objective, config)), encoder_parameters(objective, config)]
+    objective.anneal(min(1.0, images_seen / config.images))
     discriminator.eval()
     for batch in batches:
         unreadable.update(batch)
@@ -115,10 +123,11 @@ def train(config: Stage1Config) -> Path:
         with accelerator.autocast():
             out = stepper(images, config.micro_batch, discriminator if gan else None, gan_weight)
         accelerator.backward(out.loss)
-        norm = accelerator.clip_grad_norm_(tokenizer.parameters(), config.optim.clip)
+        accelerator.unscale_gradients()
+        norm, *_ = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in clipped]
         optimizer.step()
         optimizer.zero_grad()
-        terms = out.terms | {"gradient_norm": torch.as_tensor(norm)}
+        terms = out.terms | {"gradient_norm": norm}
         if gan:
             # one step late, so that it is of the global batch whatever the number of processes and micro-batches
             summed = [reduced(accelerator, gradient, "sum") for gradient in out.last_layer]
@@ -137,7 +146,7 @@ def train(config: Stage1Config) -> Path:
         ema.step(tokenizer.parameters())
 
         before, images_seen = images_seen, images_seen + config.batch_size
-        tokenizer.quantizer.anneal(min(1.0, images_seen / config.images))
+        objective.anneal(min(1.0, images_seen / config.images))
         means.add(terms)
         tokens.append(out.indices)
         bar.update(min(config.batch_size, config.images - before))
@@ -154,7 +163,7 @@ def train(config: Stage1Config) -> Path:
                     "images_seen": images_seen,
                     "means": statistics,
                     "tokens": unreported,
-                    "tokenizer": tokenizer.state_dict(),
+                    "objective": objective.state_dict(),
                     "discriminator": discriminator.state_dict(),
                     "optimizer": optimizer.optimizer.state_dict(),
                     "discriminator_optimizer": discriminator_optimizer.optimizer.state_dict(),
@@ -178,17 +187,50 @@ def train(config: Stage1Config) -> Path:
 def build_tokenizer(config: Stage1Config) -> Tokenizer:
     """The tokenizer of a configuration, with fresh weights; UserError where its parts do not fit."""
     try:
-        return Tokenizer.create(config.image_size, config.backbone, config.quantizer)
+        return Tokenizer.create(config.image_size, config.backbone, config.quantizer, config.vision)
     except (ValueError, TypeError) as error:
         raise UserError(f"config.{error}") from None
 
 
-def parameter_groups(tokenizer: Tokenizer, quantizer_lr: float) -> list[dict[str, Any]]:
-    """The quantizer's parameters apart from the others, each group with the factor on its learning rate."""
-    quantizer = list(tokenizer.quantizer.parameters())
-    ours = {id(parameter) for parameter in quantizer}
-    others = [parameter for parameter in tokenizer.parameters() if id(parameter) not in ours]
-    return [{"params": others, "factor": 1.0}, {"params": quantizer, "factor": quantizer_lr}]
+def build_guide(config: Stage1Config, tokenizer: Tokenizer, device: torch.device) -> VisionGuide | None:
+    """What the vision network asks, if it has a part in this training; a pretrained encoder gets its weights here."""
+    if not (config.backbone.pretrained or config.loss.vf_weight):
+        return None
+    try:
+        network = load_vision(config.vision, tokenizer.grid).to(device)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.{error}") from None
+    if config.backbone.pretrained:
+        tokenizer.encoder.load_state_dict(network.state_dict())
+    return VisionGuide(
+        network,
+        tokenizer.quantizer.input_dim,
+        config.loss.vf_weight,
+        config.loss.vf_adaptive,
+        _pair(config.loss.vf_margins),
+        config.loss.distillation_weight if config.backbone.pretrained else 0.0,
+    )
+
+
+def parameter_groups(objective: TokenizerObjective, config: Stage1Config) -> list[dict[str, Any]]:
+    """The quantizer's parameters and those of a pretrained encoder apart from the others, with factors on their rates."""
+    quantizer, encoder = list(objective.tokenizer.quantizer.parameters()), encoder_parameters(objective, config)
+    groups = [
+        {"params": without(objective.parameters(), quantizer + encoder), "factor": 1.0},
+        {"params": quantizer, "factor": config.optim.quantizer_lr},
+    ]
+    return [*groups, {"params": encoder, "factor": config.optim.encoder_lr}] if encoder else groups
+
+
+def encoder_parameters(objective: TokenizerObjective, config: Stage1Config) -> list[nn.Parameter]:
+    """Those of a pretrained encoder; none where the encoder is trained from scratch."""
+    return list(objective.tokenizer.encoder.parameters()) if config.backbone.pretrained else []
+
+
+def without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters that are not among the others."""
+    theirs = {id(parameter) for parameter in others}
+    return [parameter for parameter in parameters if id(parameter) not in theirs]
 
 
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -256,13 +298,22 @@ def dry_run(config: Stage1Config) -> str:
     parts = {name: tokenizer.get_submodule(name) for name in ("encoder", "quantizer", "decoder")}
     lines = [to_yaml(config)]
     lines += [f"{name}: {_count(part) / 1e6:.2f} M parameters" for name, part in parts.items()]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, *tokenizer.spec.image_size, device="meta")))
-    flops = 3 * counter.get_total_flops()
+    images = torch.empty(1, 3, *tokenizer.spec.image_size, device="meta")
+    codes = torch.empty(1, *tokenizer.grid, tokenizer.quantizer.dim, device="meta")
+    encoding, decoding = _flops(tokenizer.encoder, images), _flops(tokenizer.render, codes)
+    # a backward pass costs two forward ones; a pretrained encoder has none until it thaws, and then a second forward one
+    thaw = config.loss.thaw if config.backbone.pretrained else 0.0
+    flops = encoding * (thaw + (1 - thaw) * (4 if config.backbone.pretrained else 3)) + 3 * decoding
     lines.append(f"tokens: {tokenizer.spec}")
     lines.append(f"cost: about {flops / 1e9:.2f} GFLOP per image and training step of encoder and decoder, "
                  f"{flops * config.images / 1e15:.3g} PFLOP in all; {config.images / config.batch_size:.0f} steps")
     return "\n".join(lines)
+
+
+def _flops(function: Callable[[Tensor], Any], example: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(example)
+    return counter.get_total_flops()
 
 
 def _count(module: nn.Module) -> int:

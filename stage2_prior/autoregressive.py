@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a pipelin
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
 
@@ -21,7 +22,8 @@ class AutoregressivePrior(Prior):
 
     Args: sizes, scales, image_size: the TokenSpec. size, depth, width, heads: a name in SIZES, any number replaced.
     label_smoothing: of the loss, not of validation bits. class_dropout: share of the labels replaced by the null class,
-    for guidance. dropout: of the blocks' branches.
+    for guidance. dropout: of the blocks' branches. head: how tokens go in and logits come out (HEADS).
+    code_dims: channels of the tokenizer's code vectors, where known.
     """
 
     options_type: ClassVar[type[SamplingOptions]] = ARSampling
@@ -41,10 +43,23 @@ class AutoregressivePrior(Prior):
         label_smoothing: float = 0.0,
         class_dropout: float = 0.1,
         dropout: float = 0.1,
+        head: str = "tied",
+        code_dims: list[int] | None = None,
     ) -> None:
         super().__init__()
         shape = resolve_shape(size, depth, width, heads)
-        self._build(sizes, scales, image_size, num_classes, shape, causal=True, registers=registers, dropout=dropout)
+        self._build(
+            sizes,
+            scales,
+            image_size,
+            num_classes,
+            shape,
+            causal=True,
+            registers=registers,
+            dropout=dropout,
+            head=head,
+            code_dims=code_dims,
+        )
 
     def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
         return self._common_noise(global_batch_size, generator)
@@ -55,12 +70,12 @@ class AutoregressivePrior(Prior):
 
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
         features = self._features(tokens, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
-        return self.codes.cross_entropy(features.flatten(0, 1), tokens.flatten(0, 1), self.config["label_smoothing"]).sum()
+        return self.codes.loss(features.flatten(0, 1), tokens.flatten(0, 1), self.config["label_smoothing"])
 
     @torch.no_grad()
     def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
         """The exact negative log-likelihood in bits; no noise enters."""
-        nats = self.codes.cross_entropy(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
+        nats = self.codes.nats(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
         return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
 
     @torch.no_grad()
@@ -95,7 +110,7 @@ class CachedLogits:
         self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
         self.lengths = {True: 0, False: 0}
 
-    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n _k"]]:
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
         if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
             features = self._extend(tokens.repeat(2, 1, 1), slice(None), self.lengths[True])
         else:

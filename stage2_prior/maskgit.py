@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
+from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
 from stage2_prior.schedules import MASK_SCHEDULES, mask_counts
@@ -25,6 +26,7 @@ class MaskGITPrior(Prior):
     Args: sizes, scales, image_size: the TokenSpec. size, depth, width, heads: a name in SIZES, any number replaced.
     schedule: of the masked share in training (MASK_SCHEDULES). label_smoothing: of the loss, not of validation bits.
     class_dropout: share of the labels replaced by the null class, for guidance. dropout: of the blocks' branches.
+    head: how tokens go in and logits come out (HEADS). code_dims: channels of the tokenizer's code vectors, where known.
     """
 
     options_type: ClassVar[type[SamplingOptions]] = MaskGITSampling
@@ -45,12 +47,25 @@ class MaskGITPrior(Prior):
         label_smoothing: float = 0.1,
         class_dropout: float = 0.1,
         dropout: float = 0.1,
+        head: str = "tied",
+        code_dims: list[int] | None = None,
     ) -> None:
         super().__init__()
         if schedule not in MASK_SCHEDULES:
             raise UserError(f"prior.schedule: {schedule}; choose one of {', '.join(MASK_SCHEDULES)}")
         shape = resolve_shape(size, depth, width, heads)
-        self._build(sizes, scales, image_size, num_classes, shape, causal=False, registers=registers, dropout=dropout)
+        self._build(
+            sizes,
+            scales,
+            image_size,
+            num_classes,
+            shape,
+            causal=False,
+            registers=registers,
+            dropout=dropout,
+            head=head,
+            code_dims=code_dims,
+        )
         self.mask = nn.Parameter(0.02 * torch.randn(shape.width))
 
     def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
@@ -71,7 +86,7 @@ class MaskGITPrior(Prior):
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
         masked = smallest(noise["priority"], noise["count"])
         features = self._features(tokens, masked, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
-        return self.codes.cross_entropy(features[masked], tokens[masked], self.config["label_smoothing"]).sum()
+        return self.codes.loss(features[masked], tokens[masked], self.config["label_smoothing"])
 
     @torch.no_grad()
     def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
@@ -83,7 +98,7 @@ class MaskGITPrior(Prior):
         t = self.spec.t
         counts = (noise["level"].double() * t).long().clamp(max=t - 1) + 1
         masked = smallest(noise["priority"], counts)
-        nats = self.codes.cross_entropy(self._features(tokens, masked, labels)[masked], tokens[masked])
+        nats = self.codes.nats(self._features(tokens, masked, labels)[masked], tokens[masked])
         return order_agnostic_bits(nats, masked)
 
     @torch.no_grad()
@@ -98,7 +113,7 @@ class MaskGITPrior(Prior):
     ) -> Samples:
         classes, given = self._request(labels, seeds, given)
 
-        def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> list[Tensor]:
+        def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> HeadLogits:
             labels = self._branch_labels(classes[rows], branches)
             n = len(branches)
             if masked.all():  # nothing is known yet: one pass serves all samples of a class

@@ -17,16 +17,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidates:
-    """What an order may look at: m still masked positions of each of r samples.
+    """What an order may look at: some of the positions that are still masked.
 
-    `logits`: guided logits, float32, one "r m k" per index. `values`: the tokens drawn for these positions.
-    `uniform`: noise of this step. `choice_temperature`: of each sample at this step.
+    `logits`: guided logits, float32, one "... k" per index. `values`: the tokens drawn for these positions.
+    `uniform`: noise of this step. `choice_temperature`: of each position's sample at this step.
     """
 
-    logits: list[Float[Tensor, "r m _k"]]
-    values: Int[Tensor, "r m d"]
-    uniform: Float[Tensor, "r m"]
-    choice_temperature: Float[Tensor, "r 1"]
+    logits: list[Float[Tensor, "*b _k"]]
+    values: Int[Tensor, "*b d"]
+    uniform: Float[Tensor, "*b"]
+    choice_temperature: Float[Tensor, "*#b"]
 
 
 def gumbel(uniform: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -85,17 +85,6 @@ def radical_inverse(index: Int[Tensor, " n"], base: int) -> Float[Tensor, " n"]:
     return result
 
 
-def halton_priorities(scales: tuple[tuple[int, int], ...], shifts: Float[Tensor, "b 2"]) -> Float[Tensor, "b t"]:
-    """Halton ranks of all positions, coarse scales first, each grid rolled by a sample's own share of its size."""
-    priorities, before = [], 0
-    for h, w in scales:
-        y = (torch.arange(h) + (shifts[:, :1] * h).long()) % h
-        x = (torch.arange(w) + (shifts[:, 1:] * w).long()) % w
-        priorities.append(before + halton_ranks(h, w)[y[:, :, None], x[:, None, :]].flatten(1))
-        before += h * w
-    return torch.cat(priorities, dim=1).float()
-
-
 def _random(scales: tuple[tuple[int, int], ...], uniform: Tensor) -> Tensor:
     return uniform
 
@@ -119,7 +108,7 @@ PLANNED_ORDERS: dict[str, Callable[[tuple[tuple[int, int], ...], Float[Tensor, "
 }
 
 # Decided at each step from the logits at all positions that are still masked.
-ADAPTIVE_ORDERS: dict[str, Callable[[Candidates], Float[Tensor, "r m"]]] = {
+ADAPTIVE_ORDERS: dict[str, Callable[[Candidates], Float[Tensor, "*b"]]] = {
     "confidence": _confidence,
     "entropy": _entropy,
     "maxprob": _maxprob,

@@ -15,8 +15,9 @@ from torch import Tensor
 from pipeline.core.config import did_you_mean
 from pipeline.core.errors import UserError
 from pipeline.core.token_spec import TokenSpec
+from stage2_prior.heads import build_head
 from stage2_prior.sampling import UNKNOWN, Progress, Samples, SamplingOptions
-from stage2_prior.transformer import SIZES, CodeTables, Shape, Transformer
+from stage2_prior.transformer import SIZES, Shape, Transformer
 
 Noise = dict[str, Tensor]
 
@@ -45,11 +46,13 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         causal: bool,
         registers: int,
         dropout: float,
+        head: str,
+        code_dims: Sequence[int] | None,
     ) -> None:
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
         self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout)
-        self.codes = CodeTables(self.spec.sizes, shape.width)
+        self.codes = build_head(head, self.spec.sizes, shape.width, code_dims)
 
     @abstractmethod
     def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:

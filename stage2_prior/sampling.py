@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from stage2_prior.cross_entropy import rows_at_once
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, Candidates
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, reveal_counts
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 UNKNOWN = -1  # the value of a token that is to be sampled
+COPIES = 4  # tensors as large as the logits that drawing holds at once
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,35 @@ class ARSampling(SamplingOptions):
 
 
 @runtime_checkable
+class Logits(Protocol):
+    """Logits at n positions, worked out for some of them as they are asked for; `sizes` says how many each index has."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        """Of index j at some of the positions, where the indices before it have these values."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorLogits:
+    """The logits of a model that gives them all at once: a tensor "... k" per index."""
+
+    tensors: list[Float[Tensor, "... _k"]]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(tensor.shape[-1] for tensor in self.tensors)
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        return self.tensors[j].flatten(0, -2)[places]
+
+
+@runtime_checkable
 class MaskedLogits(Protocol):
-    """Logits at `positions`, one per index, for every branch in turn: the branches (True: with the label, False: without)
-    are stacked along the first dimension. `rows` says which samples of the batch these are; the values of masked tokens
-    mean nothing."""
+    """Logits at `positions`, row by row, for every branch in turn: the branches (True: with the label, False: without)
+    follow each other. `rows` says which samples of the batch these are; the values of masked tokens mean nothing."""
 
     def __call__(
         self,
@@ -105,16 +132,16 @@ class MaskedLogits(Protocol):
         positions: Int[Tensor, "r m"],
         rows: Int[Tensor, " r"],
         branches: tuple[bool, ...],
-    ) -> list[Float[Tensor, "n m _k"]]: ...
+    ) -> Logits: ...
 
 
 @runtime_checkable
 class NextLogits(Protocol):
-    """Logits of the token that follows `tokens`, one per index, the branches stacked along the first dimension.
+    """Logits of the token that follows `tokens`, sample by sample, for every branch in turn.
 
     Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
 
-    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> list[Float[Tensor, "n _k"]]: ...
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> Logits: ...
 
 
 class SampleRng:
@@ -156,18 +183,49 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target[..., None].contiguous(), right=True).squeeze(-1)
 
 
+@dataclass(frozen=True)
+class GuidedLogits:
+    """Float32 logits of two branches, the conditional one's first, combined with a scale for every place; or of one branch."""
+
+    branches: Logits
+    scales: Float[Tensor, " n"] | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.branches.sizes
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        conditional = self.branches(j, places, before).float()
+        if self.scales is None:
+            return conditional
+        unconditional = self.branches(j, places + len(self.scales), before).float()
+        return torch.lerp(unconditional, conditional, self.scales[places, None])
+
+
 def guide(
-    logits: Callable[[tuple[bool, ...]], list[Float[Tensor, "n *m _k"]]], scales: list[float], device: torch.device
-) -> list[Float[Tensor, "b *m _k"]]:
-    """Guided float32 logits, one scale per sample: a single branch where that is all that any sample asks for."""
+    logits: Callable[[tuple[bool, ...]], Logits], scales: list[float], positions: int, device: torch.device
+) -> GuidedLogits:
+    """Guided logits, one scale per sample of so many positions: a single branch where that is all that any sample asks for."""
     if all(scale == 1 for scale in scales) or all(scale == 0 for scale in scales):
-        return [single.float() for single in logits((scales[0] == 1,))]
-    guided = []
-    for both in logits((True, False)):
-        conditional, unconditional = both.float().chunk(2)
-        weight = torch.tensor(scales, dtype=torch.float32, device=device).view(-1, *[1] * (conditional.ndim - 1))
-        guided.append(torch.lerp(unconditional, conditional, weight))
-    return guided
+        return GuidedLogits(logits((scales[0] == 1,)), None)
+    weights = torch.tensor(scales, dtype=torch.float32, device=device).repeat_interleave(positions)
+    return GuidedLogits(logits((True, False)), weights)
+
+
+def portions(logits: Logits, places: Int[Tensor, " s"]) -> Sequence[Int[Tensor, " p"]]:
+    """The places, so many at a time that their logits and what drawing makes of them take little memory."""
+    return places.split(rows_at_once(sum(logits.sizes), places.device, COPIES))
+
+
+def draw_indices(
+    logits: Logits, places: Int[Tensor, " s"], uniform: Float[Tensor, "s d"], options: SamplingOptions
+) -> tuple[list[Float[Tensor, "s _k"]], Int[Tensor, "s d"]]:
+    """The logits of some places and a token drawn for each, index after index."""
+    seen, values = [], places.new_empty(len(places), 0)
+    for j in range(len(logits.sizes)):
+        seen.append(logits(j, places, values))
+        values = torch.cat([values, draw(seen[-1], uniform[:, j], options)[:, None]], dim=1)
+    return seen, values
 
 
 @torch.no_grad()
@@ -208,19 +266,23 @@ def sample_maskgit(
         positions = positions[:, : max(left if planned is None else counts)]
         noise = rng.uniform(active, t, d + 1).to(device).gather(1, positions[..., None].expand(-1, -1, d + 1))
 
-        guided = guide(lambda branches: logits(now, hidden, positions, rows, branches), guidance, device)  # noqa: B023
-        values = torch.stack([draw(each, noise[..., j], options) for j, each in enumerate(guided)], dim=-1)
+        m, free = positions.shape[1], hidden.gather(1, positions)
+        cooling = torch.tensor([1 - (step + 1) / len(plans[row]) for row in active], device=device).repeat_interleave(m)
+        guided = guide(lambda branches: logits(now, hidden, positions, rows, branches), guidance, m, device)  # noqa: B023
+        values, score = tokens.new_zeros(free.numel(), d), torch.full((free.numel(),), torch.inf, device=device)
+        for places in portions(guided, free.flatten().nonzero()[:, 0]):
+            uniforms = noise.flatten(0, 1)[places]
+            seen, values[places] = draw_indices(guided, places, uniforms, options)
+            if planned is None:
+                candidates = Candidates(seen, values[places], uniforms[:, d], options.choice_temperature * cooling[places])
+                score[places] = ADAPTIVE_ORDERS[options.order](candidates)
 
-        free = hidden.gather(1, positions)
-        rank = torch.arange(positions.shape[1], device=device).expand_as(positions)
+        rank = torch.arange(m, device=device).expand_as(free)
         if planned is None:
-            cooling = torch.tensor([1 - (step + 1) / len(plans[row]) for row in active], device=device)[:, None]
-            candidates = Candidates(guided, values, noise[..., d], options.choice_temperature * cooling)
-            score = ADAPTIVE_ORDERS[options.order](candidates)
-            rank = score.masked_fill(~free, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+            rank = score.view_as(free).argsort(dim=1, stable=True).argsort(dim=1)
         reveal = free & (rank < torch.tensor(counts, device=device)[:, None])  # exact counts, whatever ties there are
         index = positions[..., None].expand(-1, -1, d)
-        tokens[rows] = now.scatter(1, index, torch.where(reveal[..., None], values, now.gather(1, index)))
+        tokens[rows] = now.scatter(1, index, torch.where(reveal[..., None], values.view_as(index), now.gather(1, index)))
         masked[rows] = hidden.scatter(1, positions, free & ~reveal)
         if trace:
             grids.append(tokens.clone())
@@ -250,9 +312,9 @@ def sample_autoregressive(
     for i in range(t):
         if waiting[i]:
             scale = options.scale(i / t, i / t)
-            guided = guide(lambda branches: logits(tokens[:, :i], branches), [scale] * b, device)  # noqa: B023
-            values = torch.stack([draw(each, noise[:, i, j], options) for j, each in enumerate(guided)], dim=-1)
-            tokens[:, i] = torch.where(known[:, i, None], tokens[:, i], values)
+            guided = guide(lambda branches: logits(tokens[:, :i], branches), [scale] * b, 1, device)  # noqa: B023
+            for rows in portions(guided, (~known[:, i]).nonzero()[:, 0]):
+                tokens[rows, i] = draw_indices(guided, rows, noise[rows, i], options)[1]
             if trace:
                 grids.append(tokens.clone())
         if progress is not None:

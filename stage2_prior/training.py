@@ -140,11 +140,16 @@ def train(config: Stage2Config) -> Path:
 
 def new_prior(config: Stage2Config, store: TokenStore) -> Prior:
     """A prior with fresh weights for the tokens and classes of a store; UserError where its settings do not fit."""
+    vectors = store.code_vectors()
+    dims = None if vectors is None else [table.shape[1] for table in vectors]
     try:
-        return build_prior(num_classes=store.num_classes, **store.spec.to_dict(), **config.prior)
+        prior = build_prior(num_classes=store.num_classes, code_dims=dims, **store.spec.to_dict(), **config.prior)
     except TypeError as error:
         problem = str(error).rpartition("() ")[2]
         raise UserError(f"config.prior: {problem}; see configs/prior/{config.prior['name']}.yaml") from None
+    if vectors is not None:
+        prior.codes.start(vectors)
+    return prior
 
 
 def require_tokenizer(expected: str, store: TokenStore, run: RunFolder) -> None:

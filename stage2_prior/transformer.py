@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stage2_prior.rows import Linear, dropout, linear
+from stage2_prior.rows import Linear, dropout
 
 EPS = 1e-6
 ROTARY_BASE = 100.0  # the slowest rotation should still turn visibly over a grid of 8 to 64 cells
@@ -256,35 +256,6 @@ class Transformer(nn.Module):
     def _modulation(self, labels: Tensor) -> Tensor:
         features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
         return self.modulation(features).view(len(labels), 6, -1)
-
-
-class CodeTables(nn.Module):
-    """One table per index: its rows are the input embeddings (summed over the d indices) and the rows of the tied head."""
-
-    def __init__(self, sizes: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.tables = nn.ParameterList(nn.Parameter(0.02 * torch.randn(size, width)) for size in sizes)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
-
-    def embed(self, tokens: Int[Tensor, "*b d"]) -> Float[Tensor, "*b f"]:
-        """The sum of the rows that the indices name."""
-        first, *others = (F.embedding(tokens[..., j], table) for j, table in enumerate(self.tables))
-        return sum(others, first)
-
-    def logits(self, features: Float[Tensor, "*b f"]) -> list[Float[Tensor, "*b _k"]]:
-        """One tensor of logits per index."""
-        return [linear(features, table, bias) for table, bias in zip(self.tables, self.biases, strict=True)]
-
-    def cross_entropy(
-        self, features: Float[Tensor, "n f"], tokens: Int[Tensor, "n d"], label_smoothing: float = 0.0
-    ) -> Float[Tensor, " n"]:
-        """Nats per position, summed over its d indices, in float32."""
-        return torch.stack(
-            [
-                F.cross_entropy(logits.float(), tokens[:, j], label_smoothing=label_smoothing, reduction="none")
-                for j, logits in enumerate(self.logits(features))
-            ]
-        ).sum(0)
 
 
 def _recompute(block: nn.Module, *arguments: Tensor | None) -> Tensor:

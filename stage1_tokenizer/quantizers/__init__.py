@@ -14,6 +14,7 @@ from stage1_tokenizer.quantizers.gmvq import GMVQ
 from stage1_tokenizer.quantizers.grit import GRIT
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 from stage1_tokenizer.quantizers.hqvae import HQVAE
+from stage1_tokenizer.quantizers.hqvae_injected import InjectedTopDown
 from stage1_tokenizer.quantizers.hypervq import HyperVQ
 from stage1_tokenizer.quantizers.ibq import IBQ
 from stage1_tokenizer.quantizers.ifsq import IFSQ
@@ -63,6 +64,7 @@ QUANTIZERS: dict[str, type[Quantizer] | type[GridQuantizer]] = {
     "grit": GRIT,
     "gumbel": Gumbel,
     "hqvae": HQVAE,
+    "hqvae_injected": InjectedTopDown,
     "hypervq": HyperVQ,
     "ibq": IBQ,
     "ifsq": IFSQ,

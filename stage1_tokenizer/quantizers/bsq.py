@@ -2,10 +2,9 @@
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.binary import EntropyLoss, Signs
-from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.estimators import on_sphere, straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 
 
@@ -33,7 +32,7 @@ class BSQ(Quantizer):
         self.entropy = EntropyLoss(entropy_weight / inverse_temperature, entropy_ramp, signs.group_bits)
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        unit = F.normalize(z, dim=1, eps=1e-6)  # a zero vector's gradient grows by 1 / eps
+        unit = on_sphere(z)
         indices = self.signs.indices(unit > 0)
         losses = {}
         if self.training:

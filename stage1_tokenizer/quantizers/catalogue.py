@@ -75,11 +75,13 @@ def table(names: list[str]) -> str:
     """The entries as aligned text, under each what is inferred."""
     titles = ("name", "family", "input", "codes", "bits", "trained", "paper")
     entries = [entry(name) for name in names]
-    rows = [titles, *((e.name, e.family, str(e.input_dim), codes(e), f"{e.bits:.2f}", str(e.trained), e.paper) for e in entries)]
+    cells = [(e.name, e.family, str(e.input_dim), codes(e), f"{e.bits:.2f}", str(e.trained), e.paper) for e in entries]
+    rows = [titles, *cells]
     widths = [max(len(row[j]) for row in rows) for j in range(len(titles) - 1)]
     lines = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]) for row in rows]
     notes = [(), *(e.inferred for e in entries)]
-    return "\n".join(text for line, below in zip(lines, notes, strict=True) for text in (line, *(f"    {note}" for note in below)))
+    pairs = zip(lines, notes, strict=True)
+    return "\n".join(text for line, below in pairs for text in (line, *(f"    {note}" for note in below)))
 
 
 def page(names: list[str]) -> str:
@@ -89,9 +91,10 @@ def page(names: list[str]) -> str:
         "# Quantizers",
         "",
         "Made by `python -m stage1_tokenizer.quantizers --markdown docs/quantizers.md` from the registry, the docstrings and",
-        "[`configs/quantizer`](../configs/quantizer); not to be edited. `quantizer=NAME` chooses one, `quantizer.OPTION=VALUE` sets",
-        "its options. Input: channels it wants. Trained: values that learn by gradient; stored: with moving and fixed codebooks,",
-        "and the state of schedules and statistics. A code that is no parameter costs no weights: report both beside the bits.",
+        "[`configs/quantizer`](../configs/quantizer); not to be edited. `quantizer=NAME` chooses one, `quantizer.OPTION=VALUE`",
+        "sets its options. Input: channels it wants. Bits: of a token. Trained: values that learn by gradient; stored: with",
+        "moving and fixed codebooks, and the state of schedules and statistics. A code that is no parameter costs no weights:",
+        "report both beside the bits.",
         "",
         "| name | family | input | codes | bits | trained | stored | paper |",
         "|---|---|---:|---:|---:|---:|---:|---|",

@@ -36,3 +36,14 @@ def hard_codes(part: Quantizer, z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]
 def summed(losses: Sequence[dict[str, Float[Tensor, ""]]], weight: float) -> dict[str, Float[Tensor, ""]]:
     """Every named term summed over the parts, times the weight."""
     return {name: weight * torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
+
+
+def check_sides(place: str, sides: Sequence[int]) -> None:
+    """Raises ValueError where the sides of the scales are not growing numbers of tokens."""
+    if list(sides) != sorted(set(sides)) or not sides or sides[0] < 1:
+        raise ValueError(f"{place}: {list(sides)}; give increasing numbers of at least 1")
+
+
+def in_proportion(sides: Sequence[int], grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """(h, w) of every scale, the last for the whole grid; a side is rounded up."""
+    return tuple((-(-grid[0] * side // sides[-1]), -(-grid[1] * side // sides[-1])) for side in sides)

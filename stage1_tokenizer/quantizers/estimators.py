@@ -7,10 +7,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizers.precision import full_precision
+
 
 def straight_through(path: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """The codes in value, bit for bit; the gradient of `path` (Bengio et al. 2013: path = z gives the identity)."""
     return codes.detach() + (path - path.detach())  # added this way round, the value is exact
+
+
+def on_sphere(z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """z / |z|, J_z = (I - u u^T) / |z|; 0 stays 0, with a gradient that a larger divisor bounds."""
+    return F.normalize(z, dim=1, eps=1e-6)
+
+
+def through_softmax(
+    codes: Float[Tensor, "n c"], logits: Float[Tensor, "n k"], codebook: Float[Tensor, "k c"]
+) -> Float[Tensor, "n c"]:
+    """The chosen codes in value, with their own gradient, and for the logits that of softmax(logits) E, E constant."""
+    with full_precision(logits.device):
+        return straight_through(logits.softmax(1) @ codebook.detach() + codes, codes)
 
 
 def rotation_trick(z: Float[Tensor, "n c"], codes: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

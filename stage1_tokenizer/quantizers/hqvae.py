@@ -1,6 +1,5 @@
 """RSQ-VAE, the residual HQ-VAE: stochastic codes of residuals (Takida et al. 2024, arXiv 2401.00365, section 4)."""
 
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +11,7 @@ class HQVAE(StochasticQuantizer):
     """Layer l samples Z_l for R_l = z - sum_{m<l} Z_m as `sqvae` does, with codes and an s_l of its own; q = sum_l Z_l.
 
     Loss per vector: weight (|z - q|^2 / (2 sum_l s_l^2) - sum_l H(p_l)); in eval the nearest code of each residual, as RQ
-    without sampling. The other half of the paper, injected top-down layers (SQ-VAE-2), is not built.
+    without sampling. The other half of the paper, injected top-down layers (SQ-VAE-2), is `hqvae_injected`.
     INFERRED: the variance of the sum in the distance term (the paper is known from its overview), and what `sqvae` infers.
     Ours as there: codes and variances start from data, layer after layer. Not built: networks between the layers.
     """

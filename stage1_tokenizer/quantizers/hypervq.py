@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.codebooks import start_from_data
 from stage1_tokenizer.quantizers.distortion import codebook_and_commitment
-from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.estimators import through_softmax
 from stage1_tokenizer.quantizers.global_batch import global_mean
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.noise import Noise
@@ -75,12 +75,10 @@ class HyperVQ(Quantizer):
         index = noisy.argmax(1)
         codebook = self.codebook()
         chosen = F.embedding(index, codebook)
-        with full_precision(z.device):
-            soft = (noisy / self.temperature).softmax(1) @ codebook.detach()
         usage = global_mean(logits.softmax(1).mean(0))
         losses = codebook_and_commitment(z, chosen, self.commitment_weight)
         losses["usage"] = self.usage_weight * (math.log(len(usage)) - entropy(usage))
-        return QuantizerOutput(straight_through(soft + chosen, chosen), index[:, None], losses)
+        return QuantizerOutput(through_softmax(chosen, noisy / self.temperature, codebook), index[:, None], losses)
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         return F.embedding(indices[:, 0], self.codebook())

@@ -15,11 +15,14 @@ class QuantizerOutput:
     codes:   the chosen codes, value exact, carrying the method's own gradient.
     indices: int64, "n d" ("b t d" on a grid, t over all scales); column j counts below `sizes[j]`.
     losses:  named scalars to add, already weighted; empty in eval mode, always the same names in train mode.
+    further: other codes of the same vectors, no values of the codebook, that the decoder has to render too while it is
+             trained; none in eval mode, always as many in train mode.
     """
 
     codes: Float[Tensor, "... c"]
     indices: Int[Tensor, "... d"]
     losses: dict[str, Float[Tensor, ""]]
+    further: tuple[Float[Tensor, "... c"], ...] = ()
 
 
 class _Part(nn.Module, ABC):
@@ -91,7 +94,12 @@ class PerVectorGrid(GridQuantizer):
     def forward(self, z: Float[Tensor, "b h w input_dim"]) -> QuantizerOutput:
         b, h, w, _ = z.shape
         out = self.quantizer(z.flatten(0, 2))
-        return QuantizerOutput(out.codes.unflatten(0, (b, h, w)), out.indices.unflatten(0, (b, h * w)), out.losses)
+        return QuantizerOutput(
+            out.codes.unflatten(0, (b, h, w)),
+            out.indices.unflatten(0, (b, h * w)),
+            out.losses,
+            tuple(codes.unflatten(0, (b, h, w)) for codes in out.further),
+        )
 
     def dequantize(self, indices: Int[Tensor, "b t d"], grid: tuple[int, int]) -> Float[Tensor, "b h w c"]:
         return self.quantizer.dequantize(indices.flatten(0, 1)).unflatten(0, (len(indices), *grid))

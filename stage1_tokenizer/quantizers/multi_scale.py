@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.composition import Base, make, summed
+from stage1_tokenizer.quantizers.composition import Base, check_sides, in_proportion, make, summed
 from stage1_tokenizer.quantizers.distortion import codebook_and_commitment
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import GridQuantizer, QuantizerOutput
@@ -37,19 +37,17 @@ class MultiScale(GridQuantizer):
         commitment_weight: float = 0.25,
         base_weight: float = 0.0,
     ) -> None:
+        check_sides("MultiScale.sides", sides)
         part = make("MultiScale.base", base, residual=True)
         super().__init__(part.dim, part.sizes)
         self.base = part
         self.sides = tuple(sides)
-        if list(self.sides) != sorted(set(self.sides)) or not self.sides or self.sides[0] < 1:
-            raise ValueError(f"MultiScale.sides: {list(self.sides)}; give increasing numbers of at least 1")
         self.commitment_weight = commitment_weight
         self.base_weight = base_weight
         self.phi = nn.ModuleList(nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in TICKS)
 
     def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        last = self.sides[-1]
-        return tuple(dict.fromkeys((-(-grid[0] * side // last), -(-grid[1] * side // last)) for side in self.sides))
+        return tuple(dict.fromkeys(in_proportion(self.sides, grid)))
 
     def forward(self, z: Float[Tensor, "b h w c"]) -> QuantizerOutput:
         z = z.permute(0, 3, 1, 2).contiguous()  # one layout, whatever the input's

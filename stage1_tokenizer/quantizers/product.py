@@ -34,7 +34,8 @@ class Product(Quantizer):
         outputs = [block(part) for block, part in zip(self.blocks, self._split(z), strict=True)]
         codes = torch.cat([out.codes for out in outputs], 1)
         indices = torch.cat([out.indices for out in outputs], 1)
-        return QuantizerOutput(codes, indices, summed([out.losses for out in outputs], 1 / len(outputs)))
+        further = tuple(torch.cat(parts, 1) for parts in zip(*(out.further for out in outputs), strict=True))
+        return QuantizerOutput(codes, indices, summed([out.losses for out in outputs], 1 / len(outputs)), further)
 
     def dequantize(self, indices: Int[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         parts = indices.chunk(len(self.blocks), 1)

@@ -20,7 +20,8 @@ class Residual(Quantizer):
     depths (`shared`) or one each. For any other base (INFERRED) its estimator and its losses apply at every depth: the
     gradient of z is the mean over the depths, of codes and losses alike, and codebooks get their whole gradient from
     each. So the losses are reported as sums over depths, D times the published mean. Summing every depth's
-    straight-through gradient, as public code does, would multiply the encoder's gradient by D.
+    straight-through gradient, as public code does, would multiply the encoder's gradient by D. Further codes, where the
+    base has any, are the last depth's on top of the depths before.
     """
 
     layers: Sequence[Quantizer]
@@ -32,12 +33,13 @@ class Residual(Quantizer):
         self.layers = cast("Sequence[Quantizer]", nn.ModuleList(layers))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        codes, outputs = torch.zeros_like(z), []
+        codes, outputs, further = torch.zeros_like(z), [], ()
         for layer in self._each():
             outputs.append(layer(straight_through(z / self.depth, z - codes)))
+            further = tuple(codes + others for others in outputs[-1].further)
             codes = codes + outputs[-1].codes
         indices = torch.cat([out.indices for out in outputs], 1)
-        return QuantizerOutput(codes, indices, summed([out.losses for out in outputs], 1.0))
+        return QuantizerOutput(codes, indices, summed([out.losses for out in outputs], 1.0), further)
 
     def dequantize(self, indices: Int[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """Fewer than D columns are the coarser approximation of that depth."""

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.estimators import on_sphere, straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes
 
@@ -23,7 +23,7 @@ class UnitCodes(Quantizer):
         """The codes, all of one length."""
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        unit = F.normalize(z, dim=1, eps=1e-6)  # a zero vector's gradient grows by 1 / eps
+        unit = on_sphere(z)
         index = nearest_codes(unit, self.directions)[:, None]
         return QuantizerOutput(straight_through(unit, self.dequantize(index)), index, {})
 

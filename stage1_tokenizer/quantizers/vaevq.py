@@ -1,4 +1,4 @@
-"""VAEVQ: vector quantization of a variational encoder's mean, with a codebook kept near N(0, I) (paper of that name, 2025)."""
+"""VAEVQ: vector quantization of a variational encoder, its codebook kept near N(0, I) (Yang et al. 2025, arXiv 2511.06863)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,19 +9,21 @@ from stage1_tokenizer.quantizers.codebooks import start_from_data
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes
+from stage1_tokenizer.quantizers.noise import Noise
 from stage1_tokenizer.quantizers.precision import full_precision
 
 LOG_VARIANCE = (-20.0, 10.0)
 
 
 class VAEVQ(Quantizer):
-    """e = NN(mu) among E = B W^T; q = mu + sigma sg((e - mu) / sigma) + e - sg e: J_mu = I, J_sigma = that ratio, J_e = I.
+    """e = NN(z_c) among E = B W^T, z_c = mu + sigma noise in training, mu in eval (eq. 1, 2); e and z_c are decoded (eq. 4).
 
-    The input is mu, then log sigma^2. Losses: RCS 1/2 mean((e - mu) / sg sigma)^2, DCR the squared Wasserstein distance of
-    the codes' Gaussian to N(0, I), KL(N(mu, sigma^2) || N(0, I)) per channel. B and W are both trained.
-    Not built: the second decode of VLQ, of mu + sigma * noise, which only a tokenizer with two decodes could do; so sigma
-    learns through q and the KL. The released code drops KL and DCR from its loss and lets RCS move sigma; this follows the
-    paper. INFERRED: W has no bias and starts at I, B from k-means, log sigma^2 is clamped to [-20, 10].
+    q = mu + sigma sg((e - mu) / sigma) + e - sg e: J_mu = I, J_sigma = that ratio, J_e = I. The input is mu, then
+    log sigma^2; z_c is the output's `further` code. Losses: RCS 1/2 mean((e - mu) / sg sigma)^2, DCR the squared Wasserstein
+    distance of the codes' Gaussian to N(0, I), KL(N(mu, sigma^2) || N(0, I)) per channel. B and W are both trained.
+    The released code searches for mu, drops KL and DCR from its loss and lets RCS move sigma; this follows the paper.
+    INFERRED: the perceptual and adversarial losses see both decodes, W has no bias and starts at I, B from k-means,
+    log sigma^2 is clamped to [-20, 10].
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class VAEVQ(Quantizer):
         self.kl_weight = kl_weight
         self.basis = nn.Parameter(torch.randn(codebook_size, dim))
         self.weight = nn.Parameter(torch.eye(dim))
+        self.noise = Noise()
 
     def codebook(self) -> Float[Tensor, "k c"]:
         with full_precision(self.basis.device):
@@ -41,12 +44,14 @@ class VAEVQ(Quantizer):
     def forward(self, z: Float[Tensor, "n input_dim"]) -> QuantizerOutput:
         mean, log_variance = z.chunk(2, 1)
         codebook = self.codebook()
-        index = nearest_codes(mean, codebook)
-        codes = F.embedding(index, codebook)
         if not self.training:
-            return QuantizerOutput(codes, index[:, None], {})
+            index = nearest_codes(mean, codebook)
+            return QuantizerOutput(F.embedding(index, codebook), index[:, None], {})
         log_variance = log_variance.clamp(*LOG_VARIANCE)
         deviation = (log_variance / 2).exp()
+        sample = mean + deviation * self.noise.normal(mean)
+        index = nearest_codes(sample, codebook)
+        codes = F.embedding(index, codebook)
         ratio = (codes - mean) / deviation.detach()
         losses = {
             "rcs": self.rcs_weight * ratio.square().mean() / 2,
@@ -54,7 +59,7 @@ class VAEVQ(Quantizer):
             "kl": self.kl_weight * (mean.square() + deviation.square() - log_variance - 1).mean() / 2,
         }
         path = mean + deviation * ratio.detach() + codes
-        return QuantizerOutput(straight_through(path, codes), index[:, None], losses)
+        return QuantizerOutput(straight_through(path, codes), index[:, None], losses, (sample,))
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         return F.embedding(indices[:, 0], self.codebook())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.distortion import codebook_and_commitment
-from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.estimators import on_sphere, straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes
 
@@ -24,7 +24,7 @@ class VQCosine(Quantizer):
         self.codebook = nn.Parameter(F.normalize(torch.rand(codebook_size, dim) - 0.5, dim=1))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        unit = F.normalize(z, dim=1, eps=1e-6)  # a zero vector's gradient grows by 1 / eps
+        unit = on_sphere(z)
         index = nearest_codes(unit, F.normalize(self.codebook, dim=1))[:, None]
         codes = self.dequantize(index)
         losses = codebook_and_commitment(unit, codes, self.commitment_weight) if self.training else {}

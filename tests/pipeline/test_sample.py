@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline import sample
 from pipeline.api import load_pipeline
 from pipeline.core.errors import UserError
-from pipeline.sample import file_name, seed_list
+from pipeline.sampling_arguments import file_name, seed_list
 from stage2_prior.priors import PRIORS
 
 SAMPLE = "pipeline.sample"

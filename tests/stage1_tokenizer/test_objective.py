@@ -22,7 +22,7 @@ def outcome(tokenizer, images, micro_batch, discriminator, perceptual=None):
     return out, gradients, judge
 
 
-@pytest.mark.parametrize("name", ["lgq", "vq_ema"])
+@pytest.mark.parametrize("name", ["lgq", "vq_ema", "vaevq"])
 @pytest.mark.parametrize("gan", [True, False])
 def test_micro_batches_change_nothing(make_tokenizer, images, name, gan):
     tokenizer = make_tokenizer(name)
@@ -62,3 +62,28 @@ def test_the_gradient_is_of_the_mean_over_the_images(make_tokenizer, images):
     tokenizer.zero_grad()
     (tokenizer.render(tokenizer.quantize(tokenizer.latents(images)).codes) - images).abs().mean().backward()
     torch.testing.assert_close(found, tokenizer.decoder.last_weight.grad)
+
+
+def test_further_codes_are_rendered_and_judged_like_the_codes(make_tokenizer, images):
+    # VAEVQ, eq. 4: |x - D(z_c)| + |x - D(z_q)|, and the gradient of every term of its own
+    perceptual = load_perceptual("efficientnet_lite0_native")
+    tokenizer = make_tokenizer("vaevq").train()
+    large = torch.nn.functional.interpolate(images, (32, 32))[:, :, ::2, ::2]
+    again = copy.deepcopy(tokenizer)  # draws the same noise
+    out = TokenizerObjective(tokenizer, perceptual, 0.5)(large, None, None, 0.0)
+    out.loss.backward()
+
+    quantized = again.quantize(again.latents(large))
+    (sample,) = quantized.further
+    assert not sample.equal(quantized.codes)
+    pictures = [again.render(codes) for codes in (quantized.codes, sample)]
+    pixel = [(picture - large).abs().mean() for picture in pictures]
+    seen = [perceptual(picture, large).mean() for picture in pictures]  # pyright: ignore[reportOptionalCall]
+    torch.stack([*pixel, *(0.5 * value for value in seen), *quantized.losses.values()]).sum().backward()
+    for (name, ours), theirs in zip(tokenizer.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
+    plain = {"pixel": pixel[0], "perceptual": seen[0], "further/pixel": pixel[1], "further/perceptual": seen[1]}
+    plain |= {f"quantizer/{name}": loss for name, loss in quantized.losses.items()}
+    assert out.terms.keys() == plain.keys()
+    torch.testing.assert_close(out.terms, {name: value.detach() for name, value in plain.items()}, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(out.reconstruction, pictures[0].detach())

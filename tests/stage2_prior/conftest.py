@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stage2_prior.priors import build_prior
+from stage2_prior.sampling import TensorLogits
 
 torch.set_num_threads(1)
 
@@ -64,13 +65,13 @@ class ToyJoint:
     def masked_logits(self, tokens, masked, positions, rows, branches):
         self.calls.append((len(rows), branches))
         logits = self.conditionals(tokens[..., 0], masked)
-        return [logits.gather(1, positions[..., None].expand(-1, -1, self.k)).repeat(len(branches), 1, 1)]
+        return TensorLogits([logits.gather(1, positions[..., None].expand(-1, -1, self.k)).repeat(len(branches), 1, 1)])
 
     def next_logits(self, tokens, branches):
         b, i, _ = tokens.shape
         filled = torch.cat([tokens[..., 0], torch.zeros(b, self.t - i, dtype=torch.long)], dim=1)
         masked = (torch.arange(self.t) >= i).expand(b, -1)
-        return [self.conditionals(filled, masked)[:, i].repeat(len(branches), 1)]
+        return TensorLogits([self.conditionals(filled, masked)[:, i].repeat(len(branches), 1)])
 
     def total_variation(self, tokens):
         """Distance between the samples' histogram and the distribution."""

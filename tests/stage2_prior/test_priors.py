@@ -23,6 +23,12 @@ def rows(noise, start, end):
     return {key: value[start:end] for key, value in noise.items()}
 
 
+def every_logit(logits):
+    """Whatever positions there are, one tensor per index."""
+    n = len(logits.features)
+    return [logits(j, torch.arange(n), torch.empty(n, j, dtype=torch.long)) for j in range(len(logits.sizes))]
+
+
 def draw_tokens(prior, b, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randint(size, (b, prior.spec.t), generator=generator) for size in prior.spec.sizes], dim=-1)
@@ -70,16 +76,15 @@ def test_maskgit_loss_is_the_smoothed_cross_entropy_of_the_masked_tokens(make_pr
     assert masked.sum(1).equal(noise["count"]) and prior.loss_count(noise) == 2 * masked.sum().item()
     dropped = torch.where(noise["class_drop"] < 0.5, 5, labels)
     assert 0 < (dropped == 5).sum() < 6
-    logits = prior.codes.logits(prior._features(tokens, masked, dropped))
+    logits = every_logit(prior.codes.logits(prior._features(tokens, masked, dropped)[masked]))
     expected = sum(
-        F.cross_entropy(each[masked], tokens[..., j][masked], label_smoothing=0.1, reduction="sum")
-        for j, each in enumerate(logits)
+        F.cross_entropy(each, tokens[..., j][masked], label_smoothing=0.1, reduction="sum") for j, each in enumerate(logits)
     )
     torch.testing.assert_close(prior(tokens, labels, noise), expected)
     # what is masked is not seen
     other = torch.where(masked[..., None], draw_tokens(prior, 6, seed=1), tokens)
     assert not other.equal(tokens)
-    for a, b in zip(logits, prior.codes.logits(prior._features(other, masked, dropped)), strict=True):
+    for a, b in zip(logits, every_logit(prior.codes.logits(prior._features(other, masked, dropped)[masked])), strict=True):
         assert a.equal(b)
 
 
@@ -99,11 +104,11 @@ def test_autoregressive_loss_is_the_cross_entropy_of_all_tokens(make_prior):
     prior = make_prior("ar", label_smoothing=0.1, class_dropout=0.0)
     tokens, labels = draw_tokens(prior, 3), torch.arange(3)
     noise = prior.draw_noise(3, torch.Generator().manual_seed(0))
-    (logits,) = prior.codes.logits(prior._features(tokens, labels))
-    expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), label_smoothing=0.1, reduction="sum")
+    (logits,) = every_logit(prior.codes.logits(prior._features(tokens, labels)))
+    expected = F.cross_entropy(logits, tokens.flatten(), label_smoothing=0.1, reduction="sum")
     torch.testing.assert_close(prior(tokens, labels, noise), expected)
     assert prior.loss_count(noise) == 48
-    bits = F.cross_entropy(logits.mT, tokens[..., 0], reduction="none").sum(1) / math.log(2)
+    bits = F.cross_entropy(logits, tokens.flatten(), reduction="none").view(3, 16).sum(1) / math.log(2)
     torch.testing.assert_close(prior.validation_bits(tokens, labels, noise), bits)
 
 
@@ -214,7 +219,7 @@ def test_cached_sampling_equals_uncached(make_prior):
 
     def uncached(tokens, branches):
         filled = torch.cat([tokens, torch.zeros(3, 1, 2, dtype=torch.long)], dim=1).repeat(len(branches), 1, 1)
-        return [each[:, -1] for each in prior.codes.logits(prior._features(filled, prior._branch_labels(labels, branches)))]
+        return prior.codes.logits(prior._features(filled, prior._branch_labels(labels, branches))[:, -1])
 
     for options in (
         {"temperature": 0.0, "guidance_scale": 2.0},

@@ -12,6 +12,7 @@ from stage2_prior.sampling import (
     ARSampling,
     MaskGITSampling,
     SampleRng,
+    TensorLogits,
     draw,
     sample_autoregressive,
     sample_maskgit,
@@ -45,14 +46,13 @@ class RandomLogits:
             stacked = stacked + (seen.repeat(len(branches))[:, None, None] * stacked).cos()
             index = positions.repeat(len(branches), 1)[..., None].expand(-1, -1, table.shape[-1])
             out.append((3 * stacked.gather(1, index)).to(self.dtype))
-        return out
+        return TensorLogits(out)
 
     def next(self, tokens, branches):
         b, i, _ = tokens.shape
         filled = torch.cat([tokens, torch.zeros(b, self.t - i, 2, dtype=torch.long)], dim=1)
         masked = (torch.arange(self.t) >= i).expand(b, -1)
-        logits = self(filled, masked, torch.full((b, 1), i), torch.arange(b), branches)
-        return [each[:, 0] for each in logits]
+        return self(filled, masked, torch.full((b, 1), i), torch.arange(b), branches)
 
 
 @pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob"])
@@ -165,7 +165,8 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(toy):
         n = len(rows)
         conditional, unconditional = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.0, 1.0, 0.25])
         guided = {True: conditional, False: unconditional}
-        return [torch.stack([guided[branch] for branch in branches]).repeat_interleave(n, 0)[:, None].expand(-1, 4, 3)]
+        stacked = torch.stack([guided[branch] for branch in branches]).repeat_interleave(n, 0)
+        return TensorLogits([stacked[:, None].expand(-1, 4, 3)])
 
     n, scale = 5000, 2.5
     options = MaskGITSampling(steps=1, order="random", guidance_scale=scale)
@@ -181,7 +182,7 @@ def test_a_constant_added_to_the_logits_of_a_position_changes_nothing(order):
 
     def shifted(tokens, masked, positions, rows, branches):
         added = offsets[positions].repeat(len(branches), 1)[..., None]
-        return [each + added for each in logits(tokens, masked, positions, rows, branches)]
+        return TensorLogits([each + added for each in logits(tokens, masked, positions, rows, branches).tensors])
 
     options = MaskGITSampling(steps=5, order=order, guidance_scale=2.0, choice_temperature=1.0)
     plain = sample_maskgit(logits, nothing(4, 16, 2), logits.scales, options, range(4)).tokens
@@ -231,10 +232,10 @@ def test_draw_stays_inside_the_kept_tokens_however_the_sum_rounds():
 
 def test_the_indices_of_a_position_are_drawn_independently():
     def uniform(tokens, masked, positions, rows, branches):
-        return [torch.zeros(*positions.shape, 3), torch.zeros(*positions.shape, 3)]
+        return TensorLogits([torch.zeros(*positions.shape, 3), torch.zeros(*positions.shape, 3)])
 
     def following(tokens, branches):
-        return [torch.zeros(len(tokens), 3), torch.zeros(len(tokens), 3)]
+        return TensorLogits([torch.zeros(len(tokens), 3), torch.zeros(len(tokens), 3)])
 
     parallel = sample_maskgit(uniform, nothing(2000, 4, 2), ((2, 2),), MaskGITSampling(steps=2), range(2000)).tokens
     serial = sample_autoregressive(following, nothing(2000, 4, 2), ARSampling(), range(2000)).tokens

@@ -69,6 +69,23 @@ def test_tokens_come_back(store):
     assert found.equal(torch.stack([mirrored[1], tokens[2]]))
 
 
+def test_code_vectors_come_back_or_are_none(writer, store):
+    assert store.code_vectors() is None
+    tables = [torch.randn(70_000, 3), torch.randn(5, 2)]
+    for found, table in zip(writer.finish([], tables).code_vectors(), tables, strict=True):
+        assert found.equal(table)
+    file = store.path / "codebook.safetensors"
+    writer.finish([], [tables[0][1:], tables[1]])
+    with pytest.raises(UserError, match="not the codes of"):
+        store.code_vectors()
+    writer.finish([], tables[:1])
+    with pytest.raises(UserError, match=r"codebook\.safetensors: damaged \(KeyError\)"):
+        store.code_vectors()
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"codebook\.safetensors: damaged"):
+        store.code_vectors()
+
+
 def test_small_alphabets_take_two_bytes(tmp_path):
     spec = dataclasses.replace(SPEC, sizes=(65_536, 5))
     identity = dataclasses.replace(IDENTITY, spec=spec.to_dict())

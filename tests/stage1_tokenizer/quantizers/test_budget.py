@@ -1,14 +1,12 @@
-"""Equal budgets for every registered quantizer, and the table of the registry."""
+"""Equal budgets for every registered quantizer."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from stage1_tokenizer.quantizers import QUANTIZERS, build_quantizer
-from stage1_tokenizer.quantizers.__main__ import main
 from stage1_tokenizer.quantizers.budget import bits_per_position, equal_bits
 
 ROOT = Path(__file__).parents[3]
@@ -68,19 +66,3 @@ def test_what_cannot_be_spent_is_an_error_with_the_nearest_number():
     with pytest.raises(ValueError, match="at most 1048576 codes"):
         equal_bits("vq", 36)
     assert equal_bits("bsq", 36)["bits"] == 36
-
-
-def test_the_table_of_the_registry_is_generated(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["quantizers", "hypervq", "fsq"])
-    main()
-    text = capsys.readouterr().out
-    assert re.search(r"hypervq +codebook +8 +1024 +10.00 +9216 +HyperVQ: codes as hyperplanes", text)
-    assert "All of training is INFERRED" in text
-    assert re.search(r"fsq +scalar levels +4 +1000 +9.97 +0 ", text)
-
-
-def test_a_mistaken_name_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["quantizers", "lqg"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "did you mean lgq" in capsys.readouterr().err

@@ -78,6 +78,8 @@ def test_shapes_types_and_ranges(quantizer, z, training):
     assert (out.indices >= 0).all()
     assert (out.indices < torch.tensor(quantizer.sizes)).all()
     assert out.indices.unique().numel() > 1
+    assert training or out.further == ()
+    assert all(codes.shape == out.codes.shape and codes.isfinite().all() for codes in out.further)
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (2, 6), (1, 1)])

@@ -1,5 +1,7 @@
 """PQ is its independent blocks, whatever they are."""
 
+import copy
+
 import pytest
 import torch
 import yaml
@@ -38,6 +40,15 @@ def test_equals_its_blocks_in_value_and_gradient(base):
     for each, part in zip(outs, weights.chunk(3, 1), strict=True):
         ((each.codes * part).sum() + sum(each.losses.values()) / 3).backward()
     torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_further_codes_are_joined_as_the_codes_are():
+    quantizer, z = make(name="vaevq", dim=2, codebook_size=7)
+    blocks = [copy.deepcopy(block) for block in quantizer.blocks]  # which draw the same noise
+    (further,) = quantizer(z).further
+    parts = [block(part).further[0] for block, part in zip(blocks, z.chunk(3, 1), strict=True)]
+    assert torch.equal(further, torch.cat(parts, 1))
+    assert quantizer.eval()(z).further == ()
 
 
 def test_losses_are_means_over_all_channels():

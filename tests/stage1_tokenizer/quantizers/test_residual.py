@@ -1,6 +1,7 @@
 """RQ against vector-quantize-pytorch, RQ-VAE's loss and its prefix sums."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from vector_quantize_pytorch import ResidualVQ
 
 from stage1_tokenizer.quantizers import build_quantizer
 from stage1_tokenizer.quantizers.residual import Residual
+from stage1_tokenizer.quantizers.vq import VQ
 
 
 def codebook_of(layer) -> Any:
@@ -55,6 +57,23 @@ def test_loss_and_gradients_are_those_of_the_paper():
     pulls = (codebook[out.indices] - (z[:, None] - before).detach()).square().mean((0, 2)).sum()
     to_codes = torch.autograd.grad(out.losses["codebook"], codebook)[0]
     torch.testing.assert_close(to_codes, torch.autograd.grad(pulls, codebook)[0])
+
+
+class Unrounded(VQ):
+    """VQ that would have its input rendered too."""
+
+    def forward(self, z):
+        return replace(super().forward(z), further=(z,))
+
+
+def test_further_codes_are_the_last_depths_on_top_of_the_depths_before():
+    # what is not quantized at the last depth makes up for all the others: z again, with the gradient of z
+    quantizer = Residual(lambda: Unrounded(4, 6), depth=3).double()
+    z = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    (further,) = quantizer(z).further
+    torch.testing.assert_close(further, z)
+    (gradient,) = torch.autograd.grad(further.sum(), z)
+    torch.testing.assert_close(gradient, torch.ones_like(z))
 
 
 def test_a_prefix_of_the_indices_is_the_partial_sum():

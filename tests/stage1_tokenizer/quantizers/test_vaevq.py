@@ -1,4 +1,7 @@
-"""VAEVQ: its Jacobians, its three losses against independent writings, and no noise."""
+"""VAEVQ: its Jacobians, its three losses against independent writings, and its noise."""
+
+import copy
+import math
 
 import numpy as np
 import scipy.linalg
@@ -62,15 +65,34 @@ def test_the_distance_is_zero_for_white_points_only():
     assert torch.autograd.grad(distance_to_standard_normal(flat), flat)[0].isfinite().all()
 
 
-def test_the_variance_chooses_no_code_and_eval_draws_none():
+def test_training_quantizes_and_passes_on_a_sample_and_eval_the_mean():
     quantizer, z = make()
-    other = torch.cat([z[:, :C], torch.randn(N, C, dtype=torch.float64) * 30], 1)
+    mean, log_variance = z.chunk(2, 1)
     plain = VQ(C, K).double()
     plain.codebook.data.copy_(quantizer.codebook())
-    for training in (True, False):
-        first, second = quantizer.train(training)(z), quantizer(other)
-        assert torch.equal(first.indices, plain(z[:, :C]).indices)
-        assert torch.equal(first.indices, second.indices)
-        assert torch.equal(first.codes, second.codes)
-    loss = quantizer.train()(torch.cat([z[:, :C], torch.zeros(N, C)], 1)).losses["rcs"]
-    torch.testing.assert_close(2 * loss, F.mse_loss(plain(z[:, :C]).codes, z[:, :C]))  # with variance 1: VQ's loss
+    noise = copy.deepcopy(quantizer.noise).normal(mean)
+    out = quantizer(z)
+    (sample,) = out.further
+    torch.testing.assert_close(sample, mean + (log_variance / 2).exp() * noise)
+    assert torch.equal(out.indices, plain(sample).indices)
+    assert not torch.equal(out.indices, plain(mean).indices)
+    cotangent = torch.randn(N, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    to_z, *to_book = torch.autograd.grad(sample, [z, *quantizer.parameters()], cotangent, allow_unused=True)
+    torch.testing.assert_close(to_z, torch.cat([cotangent, cotangent * noise * (log_variance / 2).exp() / 2], 1).detach())
+    assert to_book == [None, None]
+    assert not torch.equal(quantizer(z).further[0], sample)  # another draw
+    other = torch.cat([mean, torch.full_like(mean, 5.0)], 1)
+    for latents in (z, other):
+        out = quantizer.eval()(latents)
+        assert out.further == ()
+        assert torch.equal(out.indices, plain(mean).indices)
+
+
+def test_without_variance_the_coherence_loss_is_vqs():
+    quantizer, z = make()
+    plain = VQ(C, K).double()
+    plain.codebook.data.copy_(quantizer.codebook())
+    sure = quantizer(torch.cat([z[:, :C], torch.full((N, C), -20.0)], 1))
+    codes = plain(z[:, :C]).codes
+    assert torch.equal(sure.codes, codes)
+    torch.testing.assert_close(2 * sure.losses["rcs"] * math.exp(-20), F.mse_loss(codes, z[:, :C]))

@@ -1,0 +1,86 @@
+"""Edit a picture:  python -m pipeline.edit PICTURE --class CLASS --box 8:24,8:24"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from pipeline.core.command import run_command
+from pipeline.core.errors import UserError
+from pipeline.sampling_arguments import add_sampling_options, file_name, sampling_options, seed_list
+
+EXAMPLES = """examples:
+  python -m pipeline.edit photo.png --class sahara --box 8:24,8:24      fill a hole: rows 8 to 23, columns 8 to 23
+  python -m pipeline.edit photo.png --class sahara --mask hole.png      fill where the mask is white
+  python -m pipeline.edit photo.png --class sahara --extend 0,0,16,16   16 pixels more on the left and on the right
+  python -m pipeline.edit photo.png --class amazon --vary 0.5           half of its tokens anew, as another class
+  python -m pipeline.edit photo.png --class amazon --seeds 0-7 --box 8:24,8:24
+
+The picture is cut to the size of the pipeline as training images are. Pixels outside the hole are not changed. The result
+is one PNG: the picture (its hole in grey), then one version per seed."""
+
+
+def box(text: str) -> tuple[slice, slice]:
+    """Rows and columns from "8:24,0:16"."""
+    found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    if not found:
+        raise UserError(f"--box: {text!r}; give rows and columns from:to, such as 8:24,8:24")
+    top, bottom, left, right = map(int, found.groups())
+    if top >= bottom or left >= right:
+        raise UserError(f"--box: {text!r} holds no pixel; give from:to with the smaller number first")
+    return slice(top, bottom), slice(left, right)
+
+
+def margins(text: str) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) from "0,0,16,16"."""
+    parts = text.replace(" ", "").split(",")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(map(int, parts)):
+        raise UserError(f"--extend: {text!r}; give pixels for top,bottom,left,right such as 0,0,16,16")
+    top, bottom, left, right = map(int, parts)
+    return top, bottom, left, right
+
+
+def main() -> None:
+    """Parse the command line, edit, write one PNG and say where."""
+    parser = argparse.ArgumentParser(
+        description="Edit a picture.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="any image file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--box", metavar="Y:Y,X:X", help="fill these rows and columns")
+    what.add_argument("--mask", type=Path, metavar="FILE", help="fill where this picture is brighter than grey")
+    what.add_argument("--extend", metavar="T,B,L,R", help="add pixels at the top, bottom, left and right")
+    what.add_argument("--vary", type=float, metavar="SHARE", help="sample a share of the tokens anew: 0 keeps all, 1 none")
+    add_sampling_options(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the PNG to write (default: edits/PICTURE_CLASS_SEEDS.png)")
+    arguments = parser.parse_args()
+    seeds, options = seed_list(arguments.seeds), sampling_options(arguments)
+    hole = arguments.box and box(arguments.box)
+    more = arguments.extend and margins(arguments.extend)
+    if not arguments.picture.is_file():
+        raise UserError(f"{arguments.picture}: no such file; give a picture to edit")
+
+    # imported here so that --help and usage errors answer at once
+    from pipeline.editing_command import EditRequest, edit_to_file
+
+    stem = "_".join(map(file_name, (arguments.picture.stem, arguments.query, arguments.seeds)))
+    request = EditRequest(
+        picture=arguments.picture,
+        query=arguments.query,
+        seeds=seeds,
+        pipeline=arguments.pipeline and Path(arguments.pipeline),
+        prior=arguments.prior,
+        options=options,
+        box=hole,
+        mask=arguments.mask,
+        extend=more,
+        vary=arguments.vary,
+        out=arguments.out or Path("edits") / f"{stem}.png",
+        zoom=arguments.zoom,
+    )
+    edit_to_file(request, dry_run=arguments.dry_run)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,123 @@
+"""Editing pictures with a prior: holes are filled, borders extended, pictures varied or moved to another class.
+
+An edit samples some tokens again and keeps the others. Pixels that are to stay do stay, bit for bit: they are copied back.
+What lies in a hole is painted over before the picture is encoded, so that nothing of it can reach the tokens around it.
+
+A raster autoregressive prior sees only the kept tokens that come before a hole, MaskGIT sees all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.core.errors import UserError
+from pipeline.core.rng import derive_seed, generator
+from pipeline.core.token_spec import TokenSpec
+from pipeline.generator import ImageGenerator
+from stage2_prior.sampling import UNKNOWN
+
+Images = UInt8[Tensor, "b 3 y x"]
+Masks = Bool[Tensor, "b y x"]
+
+
+@torch.no_grad()
+def inpaint(
+    model: ImageGenerator,
+    images: Images,
+    masks: Masks,
+    class_labels: Sequence[int],
+    seeds: Sequence[int],
+    sampling: Any,
+    grow: int = 1,
+) -> Images:
+    """Fill the masked pixels of each image, in the sense of its label; all other pixels are those that came in.
+
+    The tokens of every cell with a masked pixel are sampled, and those up to `grow` cells away, which the hole has touched.
+    """
+    given = encode(model, blank(images, masks)).masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None], UNKNOWN)
+    filled = model.decode(model.prior.sample(class_labels, sampling, seeds, given=given).tokens).to(images.device)
+    return torch.where(masks[:, None], filled, images)
+
+
+@torch.no_grad()
+def vary(
+    model: ImageGenerator, images: Images, strength: float, class_labels: Sequence[int], seeds: Sequence[int], sampling: Any
+) -> Images:
+    """Sample the share `strength` of each image's tokens again, which ones its seed decides; another label changes the class.
+
+    0 gives the tokenizer's reconstructions, 1 new images. Raises UserError for a strength outside [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength: {strength}; give a share of the tokens from 0 to 1")
+    tokens = encode(model, images)
+    again = round(strength * tokens.shape[1])
+    for row, seed in enumerate(seeds):
+        chosen = torch.randperm(tokens.shape[1], generator=generator("vary", seed))[:again]
+        tokens[row, chosen.to(tokens.device)] = UNKNOWN
+    return model.decode(model.prior.sample(class_labels, sampling, seeds, given=tokens).tokens).to(images.device)
+
+
+def outpaint(
+    model: ImageGenerator, images: Images, margins: tuple[int, int, int, int], label: int, seeds: Sequence[int], sampling: Any
+) -> UInt8[Tensor, "b 3 y2 x2"]:
+    """Extend images of the tokenizer's size by (top, bottom, left, right) pixels, one result per image and seed.
+
+    Windows of that size slide over the canvas, by half of it at a time and from the picture outwards; each fills what is
+    still unknown in it. Raises UserError for margins below 0.
+    """
+    if min(margins) < 0:
+        raise UserError(f"margins: {margins}; give pixels of at least 0 for top, bottom, left, right")
+    side_y, side_x = model.tokenizer.spec.image_size
+    top, bottom, left, right = margins
+    canvas = F.pad(images, (left, right, top, bottom))
+    unknown = torch.ones(canvas.shape[-2:], dtype=torch.bool, device=images.device)
+    unknown[top : top + side_y, left : left + side_x] = False
+    for number, (y, x) in enumerate(windows(canvas.shape[-2:], (side_y, side_x), (top, left))):
+        window = (..., slice(y, y + side_y), slice(x, x + side_x))
+        if unknown[window].any():
+            masks = unknown[window].expand(len(images), -1, -1)
+            own = [derive_seed("outpaint", seed, number) for seed in seeds]
+            canvas[window] = inpaint(model, canvas[window], masks, [label] * len(images), own, sampling)
+            unknown[window] = False
+    return canvas
+
+
+def windows(canvas: Sequence[int], window: Sequence[int], start: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Corners (y, x) of windows that cover a canvas, the nearest to `start` first, neighbours overlapping by at least half."""
+    rows, columns = (
+        sorted({0, size - side, *(at for at in range(first % (side // 2), size - side + 1, side // 2))})
+        for size, side, first in zip(canvas, window, start, strict=True)
+    )
+    corners = [(y, x) for y in rows for x in columns]
+    return iter(sorted(corners, key=lambda corner: (abs(corner[0] - start[0]) + abs(corner[1] - start[1]), corner)))
+
+
+def encode(model: ImageGenerator, images: Images) -> Int[Tensor, "b t d"]:
+    """Tokens of uint8 images; UserError where they are not of the tokenizer's size."""
+    y, x = model.tokenizer.spec.image_size
+    if tuple(images.shape[-2:]) != (y, x):
+        raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels; this pipeline edits {x} x {y}")
+    return model.tokenizer.encode(images.to(model.device).float() / 127.5 - 1)
+
+
+def hole_tokens(masks: Masks, spec: TokenSpec, grow: int) -> Bool[Tensor, "b t"]:
+    """The tokens of every scale whose cell has a masked pixel, or lies up to `grow` cells of the finest grid from one."""
+    finest = F.adaptive_max_pool2d(masks[:, None].float(), spec.grid)
+    finest = F.max_pool2d(finest, 2 * grow + 1, stride=1, padding=grow)
+    touched = finest * masks.flatten(1).any(1)[:, None, None, None]
+    return torch.cat([F.adaptive_max_pool2d(touched, scale).flatten(1) for scale in spec.scales], 1) > 0
+
+
+def blank(images: Images, masks: Masks) -> Images:
+    """The images with their holes in the mean colour of the rest; mid-grey where nothing is left."""
+    kept = (~masks)[:, None]
+    count = kept.sum((2, 3), keepdim=True)
+    mean = (images * kept).sum((2, 3), keepdim=True) / count.clamp_min(1)
+    colour = torch.where(count > 0, mean, 127.5).round().to(torch.uint8)
+    return torch.where(kept, images, colour)

@@ -1,0 +1,62 @@
+"""What the commands that sample share on their command lines; nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pipeline.core.errors import UserError
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that samples asks for: class, seeds, pipeline, and the sampler's options."""
+    parser.add_argument(
+        "--class", dest="query", required=True, metavar="CLASS", help="a number, a name, or a part of a name that several share"
+    )
+    parser.add_argument("--seeds", type=str, default="0", metavar="SEEDS", help="7, or 0-15, or 1,5,8-11 (default: 0)")
+    parser.add_argument("--pipeline", metavar="RUN", help="a prior's run or a saved pipeline (default: the newest below runs/)")
+    parser.add_argument("--prior", choices=("maskgit", "ar"), help="the kind of prior, where --pipeline is not given")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT")
+    parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale: 1 none, 0 unconditional")
+    parser.add_argument("--temperature", type=float, metavar="T", help="of the softmax: 1 as learned, 0 the likeliest tokens")
+    parser.add_argument("--choice-temperature", type=float, metavar="T", help="of MaskGIT's choice of what to reveal")
+    parser.add_argument("--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
+    parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times, pixel by pixel (default: to about 128 pixels)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sampled, then stop")
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampler's options among the parsed ones, None where its default holds; UserError for a zoom below 1."""
+    if arguments.zoom is not None and arguments.zoom < 1:
+        raise UserError(f"--zoom: {arguments.zoom}; give 1 or more")
+    return {
+        "steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "temperature": arguments.temperature,
+        "choice_temperature": arguments.choice_temperature,
+        "order": arguments.order,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+    }
+
+
+def seed_list(text: str) -> list[int]:
+    """Seeds from "7", "0-15" or "1,5,8-11"."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
+            raise UserError(f"--seeds: {text!r}; give numbers and ranges such as 7, 0-15 or 1,5,8-11")
+        seeds += range(int(first), int(last or first) + 1)
+    if max(seeds, default=0) >= 2**63:
+        raise UserError(f"--seeds: {text!r}; a seed has 63 bits, give one below {2**63}")
+    if not seeds:
+        raise UserError(f"--seeds: {text!r} holds no seed; a range goes from the smaller to the larger, such as 0-15")
+    return seeds
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in text.strip()).strip("-.") or "sample"

@@ -1,0 +1,181 @@
+"""How tokens go into the trunk and how its features become logits: a table of heads.
+
+`tied` learns a vector per code. `codebook` and `geometric` take the tokenizer's own code vectors, fixed, of c channels
+where a table has as many as the trunk: at K = 262,144 and c = 16 they learn K biases and two small maps, and their
+logits cost c / width of the tied ones. What they give up is rank: the logits of a position, beside the biases, are linear
+in c numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pipeline.core.config import did_you_mean
+from pipeline.core.errors import UserError
+from stage2_prior.cross_entropy import linear_cross_entropy, linear_nats
+from stage2_prior.rows import Linear, linear
+
+EMBEDDED = 0.02  # standard deviation of a fresh embedding, that of the trunk's positions and classes
+FRESH = 0.25  # standard deviation of fresh logits
+
+
+class Head(nn.Module, ABC):
+    """Embeds the d indices of a token; its logits of index j are <query_j, vectors_j> + bias_j."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    @abstractmethod
+    def embed(self, tokens: Int[Tensor, "*b d"]) -> Float[Tensor, "*b f"]:
+        """What the trunk sees of a token."""
+
+    @abstractmethod
+    def query(self, j: int, features: Float[Tensor, "n f"], before: Int[Tensor, "n j"]) -> Float[Tensor, "n c"]:
+        """What index j's vectors are multiplied with, given the indices before it."""
+
+    @abstractmethod
+    def codes(self, j: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
+        """Vector and bias of every value of index j."""
+
+    def start(self, code_vectors: Sequence[Float[Tensor, "_k _c"]]) -> None:
+        """Before training, once: take the tokenizer's code vectors, one table per index, if this head is made of them."""
+
+    def logits(self, features: Float[Tensor, "... f"]) -> HeadLogits:
+        """The logits of these positions, to be worked out as they are asked for."""
+        return HeadLogits(self, features.reshape(-1, features.shape[-1]))
+
+    def loss(
+        self, features: Float[Tensor, "n f"], tokens: Int[Tensor, "n d"], label_smoothing: float = 0.0
+    ) -> Float[Tensor, ""]:
+        """The sum of the cross-entropies (nats) of all positions and indices."""
+        terms = [
+            linear_cross_entropy(self.query(j, features, tokens[:, :j]), *self.codes(j), tokens[:, j], label_smoothing)
+            for j in range(len(self.sizes))
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def nats(self, features: Float[Tensor, "n f"], tokens: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Nats of each position, summed over its d indices."""
+        terms = [
+            linear_nats(self.query(j, features, tokens[:, :j]), *self.codes(j), tokens[:, j]) for j in range(len(self.sizes))
+        ]
+        return torch.stack(terms).sum(0)
+
+
+@dataclass(frozen=True)
+class HeadLogits:
+    """Logits at n positions, a few at a time: n x k numbers never exist together unless they are asked for together."""
+
+    head: Head
+    features: Float[Tensor, "n f"]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Logits per index."""
+        return self.head.sizes
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s k"]:
+        """Logits of index j at some of the positions, where its earlier indices have these values."""
+        return linear(self.head.query(j, self.features[places], before), *self.head.codes(j))
+
+
+class TiedHead(Head):
+    """One table per index: its rows are the embeddings (summed over the d indices) and the vectors of the logits."""
+
+    def __init__(self, sizes: tuple[int, ...], width: int, code_dims: Sequence[int] | None = None) -> None:
+        super().__init__(sizes)
+        self.tables = nn.ParameterList(nn.Parameter(EMBEDDED * torch.randn(size, width)) for size in sizes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
+
+    def embed(self, tokens: Int[Tensor, "*b d"]) -> Float[Tensor, "*b f"]:
+        return reduce(torch.add, (F.embedding(tokens[..., j], table) for j, table in enumerate(self.tables)))
+
+    def query(self, j: int, features: Float[Tensor, "n f"], before: Int[Tensor, "n j"]) -> Float[Tensor, "n f"]:
+        return features
+
+    def codes(self, j: int) -> tuple[Float[Tensor, "k f"], Float[Tensor, " k"]]:
+        return self.tables[j], self.biases[j]
+
+
+class CodebookHead(Head):
+    """Code vectors v_k, fixed: embedding V v_k, logits <W h, v_k> + b_k (V, W, b learned, per index).
+
+    The vectors are centred and scaled to unit variance per index, which changes neither their geometry nor what the logits
+    can be. They are buffers, so a saved prior needs no tokenizer. Raises UserError without `code_dims`, their channels.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], width: int, code_dims: Sequence[int] | None = None) -> None:
+        super().__init__(sizes)
+        if code_dims is None:
+            raise UserError("prior.head: made of code vectors, and these tokens come without; tokenize again, or use head=tied")
+        for j, (size, dim) in enumerate(zip(sizes, code_dims, strict=True)):
+            self.register_buffer(f"vectors_{j}", torch.zeros(size, dim))
+        self.inputs = nn.ModuleList(Linear(dim, width) for dim in code_dims)
+        self.outputs = nn.ModuleList(Linear(width, dim) for dim in code_dims)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
+        with torch.no_grad():
+            for into, out, dim in zip(self.inputs, self.outputs, code_dims, strict=True):
+                into.weight *= EMBEDDED  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+                out.weight *= FRESH * dim**-0.5  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+
+    def start(self, code_vectors: Sequence[Float[Tensor, "_k _c"]]) -> None:
+        for j, table in enumerate(code_vectors):
+            centred = table.double() - table.double().mean(0)
+            scale = centred.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+            self._vectors(j).copy_(centred / scale)
+
+    def embed(self, tokens: Int[Tensor, "*b d"]) -> Float[Tensor, "*b f"]:
+        return reduce(torch.add, (into(F.embedding(tokens[..., j], self._vectors(j))) for j, into in enumerate(self.inputs)))
+
+    def query(self, j: int, features: Float[Tensor, "n f"], before: Int[Tensor, "n j"]) -> Float[Tensor, "n c"]:
+        return self.outputs[j](features)
+
+    def codes(self, j: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
+        return self._vectors(j), self.biases[j]
+
+    def _vectors(self, j: int) -> Tensor:
+        return self.get_buffer(f"vectors_{j}")
+
+
+class GeometricHead(CodebookHead):
+    """LGQ's own rule of assignment: logits -|W h - v_k|^2 / t + b_k, t learned per index.
+
+    That is <2 W h / t, v_k> + b_k - |v_k|^2 / t up to a number that is the same for all k. The last term is what the codebook
+    head would have to learn for every code: with it each code, however deep inside the others, is the likeliest for some h.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], width: int, code_dims: Sequence[int] | None = None) -> None:
+        super().__init__(sizes, width, code_dims)
+        dims = list(code_dims or ())
+        self.log_temperatures = nn.ParameterList(nn.Parameter(torch.tensor(float(dim)).log()) for dim in dims)
+
+    def query(self, j: int, features: Float[Tensor, "n f"], before: Int[Tensor, "n j"]) -> Float[Tensor, "n c"]:
+        return super().query(j, features, before) * (2 * (-self.log_temperatures[j]).exp())
+
+    def codes(self, j: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, " k"]]:
+        vectors, bias = super().codes(j)
+        return vectors, bias - vectors.square().sum(1) * (-self.log_temperatures[j]).exp()
+
+
+HEADS: dict[str, type[TiedHead] | type[CodebookHead]] = {
+    "tied": TiedHead,
+    "codebook": CodebookHead,
+    "geometric": GeometricHead,
+}
+
+
+def build_head(name: str, sizes: tuple[int, ...], width: int, code_dims: Sequence[int] | None) -> Head:
+    """The head of this name; UserError for an unknown name, or where code vectors are wanted and there are none."""
+    if name not in HEADS:
+        raise UserError(f"prior.head: {name}; {did_you_mean(name, HEADS)}")
+    return HEADS[name](sizes, width, code_dims)
