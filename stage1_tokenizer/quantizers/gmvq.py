@@ -41,7 +41,7 @@ class GMVQ(StochasticQuantizer):
     def relaxed(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         sample = self.layers[0].sample(z, self.temperature)
         deviation = (z - sample.codes).detach().square().mean(1, keepdim=True).sqrt()
-        usage = global_mean(sample.posterior.mean(0))
+        usage = global_mean(sample.usage)
         losses = {
             "kl": self.kl_weight * (math.log(len(usage)) - entropy(usage)),
             "commitment": self.commitment_weight * F.mse_loss(z, sample.codes),

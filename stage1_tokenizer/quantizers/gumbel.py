@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.codebooks import STARTS, start_from_data
-from stage1_tokenizer.quantizers.estimators import through_softmax
+from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.noise import Noise
 from stage1_tokenizer.quantizers.options import one_of
-from stage1_tokenizer.quantizers.precision import full_precision
+from stage1_tokenizer.quantizers.relaxed_samples import relaxed_sample
 from stage1_tokenizer.quantizers.schedules import cosine
-from stage1_tokenizer.quantizers.usage import entropy
+from stage1_tokenizer.quantizers.soft_assignment import soft_assign
 
 
 class Gumbel(Quantizer):
@@ -23,7 +23,7 @@ class Gumbel(Quantizer):
     g is the Gumbel noise that drew k. Loss: kl_weight KL(softmax(l) || uniform). T falls from 1 to 1/16 by a cosine (DALL-E;
     taming keeps its kl_weight 5e-4 constant, DALL-E's ramps). In eval mode k = argmax l; taming draws noise there as well.
     W and b are the method's own: the logits need not be distances. The start is ours: W = 2 E and b = -|e|^2, with which
-    softmax(l) is that of -|z - e|^2, and codes from data. Noise, logits and p are n x k: the one method here that holds them.
+    softmax(l) is that of -|z - e|^2, and codes from data.
     """
 
     temperature: Tensor
@@ -49,16 +49,17 @@ class Gumbel(Quantizer):
         self._logits_from_distances()
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        with full_precision(z.device):
-            logits = self.to_logits(z)
+        weight, bias = self.to_logits.weight, self.to_logits.bias
         if not self.training:
-            index = logits.argmax(1)
+            index = soft_assign(z, weight, 1.0, "dot", prior=bias).index
             return QuantizerOutput(F.embedding(index, self.codebook), index[:, None], {})
-        noisy = logits + self.noise.gumbel(logits)
-        index = noisy.argmax(1)
-        codes = through_softmax(F.embedding(index, self.codebook), noisy / self.temperature, self.codebook)
-        divergence = math.log(len(self.codebook)) - entropy(logits.softmax(1)).mean()
-        return QuantizerOutput(codes, index[:, None], {"kl": self.kl_weight * divergence})
+        soft, index = relaxed_sample(z, self.to_logits, self.codebook.detach(), self.temperature, self.noise)
+        chosen = F.embedding(index, self.codebook)
+        posterior = soft_assign(z, weight, 1.0, "dot", prior=bias, values=torch.cat([weight, bias[:, None]], 1))
+        # H(p) = log Z - sum_k p l
+        entropy = posterior.log_partition - (z * posterior.codes[:, :-1]).sum(1) - posterior.codes[:, -1]
+        divergence = math.log(len(self.codebook)) - entropy.mean()
+        return QuantizerOutput(straight_through(soft + chosen, chosen), index[:, None], {"kl": self.kl_weight * divergence})
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         return F.embedding(indices[:, 0], self.codebook)

@@ -4,42 +4,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stage1_tokenizer.quantizers.assignment.scores import Scores
+from stage1_tokenizer.quantizers.assignment.search import best_codes
+from stage1_tokenizer.quantizers.assignment.tiles import tiles
 from stage1_tokenizer.quantizers.precision import full_precision
 
-TILE = {"cpu": 1 << 20}  # distances held at once; on the CPU a tile stays in the cache
-TILE_ELSEWHERE = 1 << 26
 CODES_AT_ONCE = 1 << 14
 
 
 @torch.no_grad()
-def nearest_codes(
-    z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"], tile: int | None = None
-) -> Int[Tensor, " n"]:
-    """argmin_k |z - e_k|^2, the lowest index on ties, from float32 (or float64) distances; `tile` bounds the memory."""
-    if len(z) == 0:
-        return torch.empty(0, dtype=torch.int64, device=z.device)
-    tile = tile or TILE.get(z.device.type, TILE_ELSEWHERE)
-    columns = min(len(codebook), CODES_AT_ONCE, tile)
-    rows = max(1, tile // columns)
+def nearest_codes(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, " n"]:
+    """argmin_k |z - e_k|^2, the lowest index on ties, from float32 (or float64) distances."""
     with full_precision(z.device):
-        centre = codebook.mean(0)  # distances are the same, and |e|^2 - 2 z.e cancels less
-        codes = codebook - centre
-        norms = codes.square().sum(1)
-        return torch.cat([_nearest(part - centre, codes, norms, columns) for part in z.split(rows)])
-
-
-def _nearest(z: Tensor, codes: Tensor, norms: Tensor, columns: int) -> Tensor:
-    best, index = None, torch.zeros(len(z), dtype=torch.int64, device=z.device)
-    for start in range(0, len(codes), columns):
-        part = slice(start, start + columns)
-        # |z|^2 is the same for every code, so it is left out
-        value, at = torch.addmm(norms[part], z, codes[part].T, alpha=-2).min(1)
-        if best is None:
-            best, index = value, at
-        else:
-            closer = value < best  # strictly: on ties the lower index stays
-            best, index = torch.where(closer, value, best), torch.where(closer, at + start, index)
-    return index
+        return best_codes(Scores.of(z, codebook, z.new_ones(()), None, True))
 
 
 def squared_distances(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n k"]:
@@ -53,5 +30,9 @@ def squared_distances(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -
 
 @torch.no_grad()
 def two_nearest(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n 2"]:
-    """Squared distances to the nearest and the second-nearest code (a single code counts twice). Dense: for few vectors."""
-    return squared_distances(z, codebook).topk(min(2, len(codebook)), largest=False).values.expand(-1, 2)
+    """Squared distances to the nearest and the second-nearest code (a single code counts twice); for few vectors."""
+    best = z[:, :0]
+    for part in tiles(slice(0, len(codebook)), CODES_AT_ONCE):
+        near = torch.cat([best, squared_distances(z, codebook[part])], 1)
+        best = near.topk(min(2, near.shape[1]), largest=False).values
+    return best.expand(-1, 2)

@@ -28,18 +28,23 @@ class Noise(nn.Module):
         self.register_buffer("drawn", torch.tensor(0))
 
     @torch.no_grad()
-    def uniform(self, like: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """U(0, 1) in steps of 2^-23, both ends excluded."""
-        n, c = like.shape
-        rows = self.drawn + rank() * n + torch.arange(n, device=like.device)
-        columns = torch.arange(c, device=like.device)
-        bits = _hash(_hash(self.key + rows * GOLDEN)[:, None] + columns * GOLDEN)
+    def rows(self, n: int) -> Int[Tensor, " n"]:
+        """The numbers of the next n vectors of this process: a vector's noise is a function of its number."""
+        rows = self.drawn + rank() * n + torch.arange(n, device=self.key.device)
         self.drawn += n * processes()
+        return rows
+
+    @torch.no_grad()
+    def uniform(self, like: Float[Tensor, "n c"], rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n c"]:
+        """U(0, 1) in steps of 2^-23, both ends excluded, for the vectors of these numbers, or for the next."""
+        rows = self.rows(len(like)) if rows is None else rows
+        columns = torch.arange(like.shape[1], device=like.device)
+        bits = _hash(_hash(self.key + rows * GOLDEN)[:, None] + columns * GOLDEN)
         return ((bits & (1 << 23) - 1).to(like.dtype) + 0.5) / (1 << 23)
 
-    def gumbel(self, like: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def gumbel(self, like: Float[Tensor, "n c"], rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n c"]:
         """-log(-log U): argmax(logits + gumbel) has the probabilities softmax(logits)."""
-        return -(-self.uniform(like).log()).log()
+        return -(-self.uniform(like, rows).log()).log()
 
     def normal(self, like: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """N(0, 1)."""

@@ -5,12 +5,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizers.assignment.scores import Scores
+from stage1_tokenizer.quantizers.assignment.weighted import weighted_sums
+from stage1_tokenizer.quantizers.distortion import weighted_distortion
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
-from stage1_tokenizer.quantizers.nearest import nearest_codes, squared_distances
+from stage1_tokenizer.quantizers.nearest import nearest_codes
+from stage1_tokenizer.quantizers.precision import full_precision
 from stage1_tokenizer.quantizers.schedules import geometric
-
-TILE = 1 << 20  # weights held at once
 
 
 class NSVQ(Quantizer):
@@ -59,17 +61,14 @@ class NSVQ(Quantizer):
         self.temperature.fill_(geometric(self.temperature_start, self.temperature_end, progress))
 
     def _pulls(self, z: Float[Tensor, "n c"], index: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """sum_ik w_ik |z_i - e_k|^2, through the weights' row sums, so that no n * k matrix is kept for the gradient."""
-        with torch.no_grad():
-            mass, sums, total = torch.zeros_like(self.codebook[:, 0]), torch.zeros_like(self.codebook), z.new_zeros(())
-            rows = max(1, TILE // len(self.codebook))
-            for part, chosen in zip(z.split(rows), index[:, None].split(rows), strict=True):
-                distances = squared_distances(part, self.codebook)
-                weights = (self.pull * self.sizes[0] * (-distances / self.temperature).softmax(1)).clamp_max(1)
-                weights.scatter_(1, chosen, 1.0)
-                mass += weights.sum(0)
-                sums += weights.T @ part
-                total += (weights * distances).sum()
-            pulled = sums - mass[:, None] * self.codebook  # minus half the gradient
-        # value: the total; gradient: 2 (mass e - sums)
-        return total - 2 * (pulled * (self.codebook - self.codebook.detach())).sum()
+        """sum_ik w_ik |z_i - e_k|^2, through sums of the weights: nothing of size n k is held."""
+        steepness = self.pull * self.sizes[0]
+
+        def weigh(p: Tensor, vector: Tensor, code: Tensor) -> Tensor:
+            return torch.where(index[vector] == code, 1.0, (steepness * p).clamp_max(1))
+
+        with torch.no_grad(), full_precision(z.device):
+            scores = Scores.of(z, self.codebook, 1 / self.temperature, None, True)
+            of_vectors, of_codes, sums = weighted_sums(scores, weigh, steepness, z)
+        # z has no gradient here, which is all that the weighted means of the codes would be for
+        return weighted_distortion(z, self.codebook, of_vectors, of_codes, sums)

@@ -1,7 +1,7 @@
 """A mixture of Gaussians at the codes, of one learned variance: its posterior over codes, and relaxed samples from it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,9 +15,9 @@ from stage1_tokenizer.quantizers.global_batch import global_mean
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes, squared_distances, two_nearest
 from stage1_tokenizer.quantizers.noise import Noise
-from stage1_tokenizer.quantizers.precision import full_precision
+from stage1_tokenizer.quantizers.relaxed_samples import relaxed_sample
 from stage1_tokenizer.quantizers.schedules import geometric
-from stage1_tokenizer.quantizers.usage import entropy
+from stage1_tokenizer.quantizers.soft_assignment import soft_assign
 
 ROWS = 256  # vectors that the variance starts from
 
@@ -26,11 +26,18 @@ ROWS = 256  # vectors that the variance starts from
 class Sample:
     codes: Float[Tensor, "n c"]  # sum_k o_ik b_k, o a Gumbel-softmax sample: between the codes unless the temperature is low
     index: Int[Tensor, " n"]  # argmax_k p_ik, which is the nearest code
-    posterior: Float[Tensor, "n k"]
+    entropy: Float[Tensor, " n"]  # H(p_i) in nats
+    usage: Float[Tensor, " k"]  # mean_i p_ik
+    logits: Callable[[], Float[Tensor, "n k"]]
+
+    @property
+    def posterior(self) -> Float[Tensor, "n k"]:
+        """p, all of it: to look at."""
+        return self.logits().softmax(1)
 
 
 class StochasticCodes(nn.Module):
-    """p_ik = softmax_k(-|z_i - b_k|^2 / (2 s^2)), b ~ N(0, 1) and log s^2 at the start; all of n x k is held."""
+    """p_ik = softmax_k(-|z_i - b_k|^2 / (2 s^2)), b ~ N(0, 1) and log s^2 at the start."""
 
     def __init__(self, dim: int, codebook_size: int, variance: float) -> None:
         super().__init__()
@@ -39,11 +46,17 @@ class StochasticCodes(nn.Module):
         self.noise = Noise()
 
     def sample(self, z: Float[Tensor, "n c"], temperature: Float[Tensor, ""]) -> Sample:
-        """Gumbel-softmax (Jang et al. 2016, arXiv 1611.01144) of the posterior, gradient to z, codes and variance."""
-        logits = -squared_distances(z, self.codes) / (2 * self.variance)
-        relaxed = ((logits + self.noise.gumbel(logits)) / temperature).softmax(1)
-        with full_precision(z.device):
-            return Sample(relaxed @ self.codes, logits.argmax(1), logits.softmax(1))
+        """Gumbel-softmax of the posterior, gradient to z, codes and variance; nothing of size n k is kept."""
+        codes, _ = relaxed_sample(z, self._logits, self.codes, temperature, self.noise)
+        centre = self.codes.detach().mean(0)  # with distances from it less cancels
+        centred, squares = self.codes - centre, (self.codes - centre).square().sum(1, keepdim=True)
+        soft = soft_assign(z, self.codes, 2 * self.variance, values=torch.cat([centred, squares], 1))
+        distance = (z - centre - 2 * soft.codes[:, :-1]).mul(z - centre).sum(1) + soft.codes[:, -1]  # sum_k p |z - b_k|^2
+        entropy = soft.log_partition + distance / (2 * self.variance)
+        return Sample(codes, soft.index, entropy, soft.usage, lambda: self._logits(z))
+
+    def _logits(self, z: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
+        return -squared_distances(z, self.codes) / (2 * self.variance)
 
     @property
     def variance(self) -> Float[Tensor, ""]:
@@ -109,7 +122,7 @@ class StochasticQuantizer(Quantizer):
             samples.append(layer.sample(z - codes, self.temperature))
             codes = codes + samples[-1].codes
         variance = torch.stack([layer.variance for layer in self.layers]).sum()
-        information = torch.stack([entropy(sample.posterior).mean() for sample in samples]).sum()
+        information = torch.stack([sample.entropy.mean() for sample in samples]).sum()
         losses = {
             "distance": weight * ((z - codes).square().sum(1) / (2 * variance)).mean(),
             "entropy": -weight * information,

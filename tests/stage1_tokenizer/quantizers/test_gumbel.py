@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from stage1_tokenizer.quantizers import relaxed_samples
 from stage1_tokenizer.quantizers.gumbel import Gumbel
 
 
@@ -34,6 +36,18 @@ def test_gradients_are_those_of_the_published_form_under_the_same_noise():
     mine = torch.autograd.grad((out.codes * g).sum() + out.losses["kl"], parameters)
     theirs = torch.autograd.grad((q * g).sum() + loss, parameters)
     torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("at_once", [1, 20])
+def test_samples_of_some_vectors_at_a_time_are_those_of_all_at_once(monkeypatch, at_once):
+    results = []
+    for size in (relaxed_samples.AT_ONCE, at_once):
+        monkeypatch.setattr(relaxed_samples, "AT_ONCE", size)
+        quantizer, z = make()
+        out = quantizer(z)
+        total = out.codes.square().sum() + out.losses["kl"]
+        results.append((out.codes, *torch.autograd.grad(total, [z, *quantizer.parameters()])))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_codes_are_drawn_with_the_probabilities_of_the_logits():

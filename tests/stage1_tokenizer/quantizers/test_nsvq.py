@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stage1_tokenizer.quantizers import nsvq
+from stage1_tokenizer.quantizers.assignment import tiles
 from stage1_tokenizer.quantizers.nsvq import NSVQ
 from stage1_tokenizer.quantizers.vq import VQ
 
@@ -18,7 +18,7 @@ def make(n=40, k=7, c=3, **options):
 @pytest.mark.parametrize("tile", [1, 50, 1 << 20])
 @pytest.mark.parametrize("pull", [0.05, 1.0])
 def test_loss_and_gradients_are_those_written_out(monkeypatch, tile, pull):
-    monkeypatch.setattr(nsvq, "TILE", tile)
+    monkeypatch.setitem(tiles.TILE, "cpu", (max(1, tile // 7), tile))
     quantizer, z = make(pull=pull)
     distances = (z.detach()[:, None] - quantizer.codebook[None]).square().sum(-1)
     weights = (pull * 7 * (-distances.detach() / quantizer.temperature).softmax(1)).clamp(0, 1)
@@ -29,6 +29,20 @@ def test_loss_and_gradients_are_those_written_out(monkeypatch, tile, pull):
     mine = torch.autograd.grad(loss, quantizer.codebook)[0]
     torch.testing.assert_close(mine, torch.autograd.grad(expected, quantizer.codebook)[0])
     assert (mine != 0).any(1).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.02, 1e-4])
+@pytest.mark.parametrize("pull", [0.05, 3.0])
+def test_with_many_codes_those_without_weight_are_left_out(temperature, pull):
+    quantizer, z = make(n=60, k=900, temperature_start=temperature, pull=pull)
+    distances = (z.detach()[:, None] - quantizer.codebook[None]).square().sum(-1)
+    weights = (pull * 900 * (-distances.detach() / quantizer.temperature).softmax(1)).clamp(0, 1)
+    weights[torch.arange(60), distances.argmin(1)] = 1
+    expected = (weights * distances).sum() / z.numel()
+    loss = quantizer(z).losses["codebook"]
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(total, quantizer.codebook)[0] for total in (loss, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("options", [{"pull": 0.0}, {"temperature_start": 1e-9}])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from stage1_tokenizer.quantizers import nearest
+from stage1_tokenizer.quantizers.assignment import tiles
 from stage1_tokenizer.quantizers.codebooks import (
     Candidates,
     cluster_counts,
@@ -22,19 +24,25 @@ def draw():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("tile", [None, 1, 7, 64, 1000])
-def test_nearest_equals_brute_force_for_every_tile(draw, tile):
+TILINGS = [(1024, 1 << 20), (1, 1), (7, 7), (64, 1000), (20, 1000)]
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_nearest_equals_brute_force_for_every_tiling(draw, tiling, monkeypatch):
+    monkeypatch.setitem(tiles.TILE, "cpu", tiling)
     z = torch.randn(50, 6, generator=draw, dtype=torch.float64) + 5
     codebook = torch.randn(33, 6, generator=draw, dtype=torch.float64) + 5
     expected = (z[:, None] - codebook[None]).square().sum(-1).argmin(1)
-    assert torch.equal(nearest_codes(z, codebook, tile), expected)
+    assert torch.equal(nearest_codes(z, codebook), expected)
 
 
-@pytest.mark.parametrize("tile", [None, 1, 3])
-def test_the_lowest_index_wins_a_tie(tile):
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_the_lowest_index_wins_a_tie(tiling, monkeypatch):
+    monkeypatch.setitem(tiles.TILE, "cpu", tiling)
     codebook = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-18.0, -10.0]])
     z = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    assert nearest_codes(z, codebook, tile).tolist() == [1, 1]
+    assert nearest_codes(z, codebook).tolist() == [1, 1]
+    assert nearest_codes(z, codebook.repeat(20, 1)).tolist() == [1, 1]
 
 
 def test_nearest_far_from_the_origin_is_exact_in_float32(draw):
@@ -46,7 +54,9 @@ def test_no_vector_gives_no_index():
     assert nearest_codes(torch.zeros(0, 3), torch.zeros(4, 3)).shape == (0,)
 
 
-def test_two_nearest_against_brute_force(draw):
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 14])
+def test_two_nearest_against_brute_force(draw, at_once, monkeypatch):
+    monkeypatch.setattr(nearest, "CODES_AT_ONCE", at_once)
     z, codebook = torch.randn(20, 3, generator=draw), torch.randn(8, 3, generator=draw)
     distances = (z[:, None] - codebook[None]).square().sum(-1)
     expected = distances.topk(2, largest=False).values

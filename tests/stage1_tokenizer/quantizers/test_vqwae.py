@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from stage1_tokenizer.quantizers import vqwae
 from stage1_tokenizer.quantizers.nearest import squared_distances
 from stage1_tokenizer.quantizers.vqwae import VQWAE, transport_plan
 
@@ -57,3 +58,16 @@ def test_it_brings_a_collapsed_codebook_back_into_use():
         quantizer.codebook.data -= gradient * C * K / 4  # half of the way to the vectors' means
     counts = torch.bincount(quantizer.eval()(z).indices[:, 0], minlength=K)
     assert counts.min() > 0.25 * 200 / K
+
+
+@pytest.mark.parametrize("regularisation", [0.1, 0.005])
+def test_without_holding_the_plan_it_is_the_same(monkeypatch, regularisation):
+    results = []
+    for dense in (1 << 20, 0):
+        monkeypatch.setattr(vqwae, "DENSE", dense)
+        quantizer = VQWAE(C, K, regularisation=regularisation).double()
+        quantizer.codebook.data.copy_(points(K, 1) + 2)
+        z = (points(N) + 2).requires_grad_()
+        loss = quantizer(z).losses["transport"]
+        results.append((loss, *torch.autograd.grad(loss, [z, quantizer.codebook])))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)

@@ -1,0 +1,291 @@
+"""What soft assignment costs, side by side:  python -m benchmarks.soft_assignment
+
+One training step's forward and backward pass of LGQ's published objective (`lgq_paper`) on 4096 vectors of 64 channels, with
+K codes, by these writings: `published`, plain PyTorch with the n x k matrices, as the public code's class has them; the
+backends of `soft_assign`; beside them `nearest`, vector quantization by nearest neighbour (`vq`), and `product`, the one
+matrix product of vectors and codes that all of them need, tile by tile.
+
+Vectors and codes are drawn, not trained: Gaussian, of full rank or of rank 4 (LGQ's authors report an effective rank of 3.6
+of trained latents), then layer-normed, so that |z|^2 = 64, which is what a tokenizer with `latent_norm` has. Codes are draws
+of the same distribution. Each row says what that means: the median gap between the nearest and the second-nearest code
+in units of tau, and how many codes an assignment has in effect, 1 / sum_k p^2. The schedule part goes through the temperatures
+of a training: absolute ones, and those of `lgq`, t from 1 to 0.05 in units of the mean gap.
+
+Every measurement is a process of its own: peak memory is the resident set's beyond its inputs (on a GPU, what PyTorch
+allocated), gradients included; time is the median of a few steps after a first one. Repeats go round all cases, and the
+summary takes medians. Writes results/soft_assignment_DEVICE.json and .png, and goes on if they exist. With three repeats:
+about half an hour on two cores that nobody else uses; `published` needs 7 GB at 65,536 codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.soft_assignment_plot import draw
+from pipeline.core.command import run_command
+from pipeline.core.files import read_json, write_json
+from pipeline.core.run_folder import versions
+from stage1_tokenizer.quantizers.assignment.tiles import tile_sizes, tiles
+from stage1_tokenizer.quantizers.estimators import straight_through
+from stage1_tokenizer.quantizers.nearest import two_nearest
+from stage1_tokenizer.quantizers.soft_assignment import soft_assign
+from stage1_tokenizer.quantizers.usage import peak_penalty, usage_penalty
+from stage1_tokenizer.quantizers.vq import VQ
+
+VECTORS, CHANNELS = 4096, 64
+CODES = (4096, 16384, 65536, 1 << 20)
+TEMPERATURES = (1.0, 0.1)
+RANKS = (64, 4)
+SCHEDULE = (16.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.01)  # of tau, at 16384 codes
+RELATIVE = (1.0, 0.47, 0.22, 0.11, 0.05)  # of t, at 0, 1/4, 1/2, 3/4 and 1 of a training
+MOST_ENTRIES = {"published": 1 << 28, "dense": 1 << 26}  # that a writing with n x k matrices is asked for
+PEAK, USAGE = 0.005, 0.005  # weights of the objective
+SECONDS = 4.0  # of steps per measurement, at least two of them
+
+
+def main() -> None:
+    """Parse the command line, then measure what the result file lacks."""
+    parser = argparse.ArgumentParser(description="Soft assignment against a dense writing and nearest-neighbour VQ.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds over all cases (default: 3)")
+    parser.add_argument("--codes", type=int, nargs="+", default=CODES, help=f"numbers of codes (default: {CODES})")
+    parser.add_argument("--out", type=Path, help="default: results/soft_assignment_DEVICE.json")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(**arguments.case)))
+        return
+    name = device_name(arguments.device)
+    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", name.lower())
+    out = arguments.out or Path(f"results/soft_assignment_{slug}.json")
+    result = read_json(out) if out.exists() else {"device": name, "threads": torch.get_num_threads(), "rows": []}
+    done = {key(row) for row in result["rows"]}
+    for repeat in range(arguments.repeats):
+        for case in cases(arguments.device, arguments.codes):
+            case["repeat"] = repeat
+            if key(case) in done:
+                continue
+            row = case | in_a_process(case)
+            result["rows"].append(row)
+            result |= {"versions": versions(), "summary": summary(result["rows"])}
+            write_json(out, result)
+            print(f"{describe(row)}  {row['seconds']:8.3f} s  {row['peak_mb']:7.0f} MB  {row['skipped']:.3%} skipped", flush=True)
+    draw(result, out.with_suffix(".png"))
+
+
+def cases(device: str, sizes: Iterable[int]) -> Iterable[dict[str, Any]]:
+    """All measurements of a round."""
+    writings = ["product", "nearest", "published", "dense", "streaming"] + (["triton"] if device != "cpu" else [])
+    for codes in sizes:
+        for rank in RANKS:
+            for temperature in TEMPERATURES:
+                for writing in writings:
+                    again = temperature != TEMPERATURES[0] and writing in ("product", "nearest")  # which have none
+                    if not again and VECTORS * codes <= MOST_ENTRIES.get(writing, VECTORS * codes):
+                        case = {"part": "sizes", "writing": writing, "codes": codes, "rank": rank, "temperature": temperature}
+                        yield {**case, "relative": False, "device": device}
+    for rank in RANKS:
+        for temperature, relative in [*((tau, False) for tau in SCHEDULE), *((t, True) for t in RELATIVE)]:
+            writing = "streaming" if device == "cpu" else "triton"
+            case = {"part": "schedule", "writing": writing, "codes": 16384, "rank": rank, "temperature": temperature}
+            yield {**case, "relative": relative, "device": device}
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes a measurement the same as another."""
+    return tuple(row[name] for name in ("part", "writing", "codes", "rank", "temperature", "relative", "repeat"))
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A measurement's case in a line."""
+    unit = "gap" if row["relative"] else ""
+    return f"{row['writing']:9s} K {row['codes']:8d}  rank {row['rank']:2d}  tau {row['temperature']:5.2f} {unit:3s}"
+
+
+def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
+    """The measurement of a case by a fresh process."""
+    case = {name: value for name, value in case.items() if name not in ("part", "repeat")}
+    command = [sys.executable, "-m", "benchmarks.soft_assignment", "--case", json.dumps(case)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{case}: {run.stderr[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(writing: str, codes: int, rank: int, temperature: float, relative: bool, device: str) -> dict[str, Any]:
+    """Seconds, CPU seconds and peak megabytes of a step, and what the assignment is like."""
+    torch.set_flush_denormal(True)
+    step = WRITINGS[writing]
+    z, codebook = data(codes, rank, device)
+    near = two_nearest(z[:256], codebook)
+    gaps = near[:, 1] - near[:, 0]
+    tau = temperature * gaps.mean().item() if relative else temperature
+    cotangent = torch.randn(z.shape, generator=torch.Generator().manual_seed(2)).to(device) / z.numel()
+    step(z[:64].detach().requires_grad_(), codebook[:64].detach().requires_grad_(), cotangent[:64], tau)  # loads libraries
+    z.requires_grad_()
+    codebook.requires_grad_()
+    memory = Memory(device)
+    first = step(z, codebook, cotangent, tau)
+    used = memory.peak()
+    seconds, processor = [], []
+    while len(seconds) < 2 or (sum(seconds) < SECONDS and len(seconds) < 20):
+        wall, cpu = time.perf_counter(), time.process_time()
+        step(z, codebook, cotangent, tau)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - wall)
+        processor.append(time.process_time() - cpu)
+    return {
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(processor),
+        "steps": len(seconds),
+        "peak_mb": used / 1e6,
+        "process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "tau": tau,
+        "gap_over_tau": (gaps / tau).median().item(),
+        "nearest_distance": near[:, 0].mean().item(),
+        **first,
+    }
+
+
+def data(codes: int, rank: int, device: str) -> tuple[Tensor, Tensor]:
+    """Layer-normed Gaussian vectors "n c" and codes "k c" of a rank."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.eye(CHANNELS) if rank == CHANNELS else torch.randn(rank, CHANNELS, generator=generator)
+    points = [torch.randn(count, rank, generator=generator) @ mixing for count in (VECTORS, codes)]
+    z, codebook = (F.layer_norm(part, (CHANNELS,)).to(device) for part in points)
+    return z, codebook
+
+
+class Memory:
+    """The most memory in use since its making, beyond what was in use then, in bytes."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device != "cpu"
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        self.before = torch.cuda.memory_allocated() if self.cuda else self._resident("VmRSS")
+
+    def peak(self) -> int:
+        return (torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")) - self.before
+
+    def _resident(self, name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) * 1024
+
+
+def published(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
+    """The objective as the public code's class writes it, with autograd."""
+    distances = torch.cdist(z, codebook).square()
+    p = torch.softmax(-distances / tau, 1)
+    hard = codebook[p.argmax(1)]
+    soft = p @ codebook
+    q = soft + (hard - soft).detach()
+    loss = F.mse_loss(q, z) + PEAK * torch.relu(1 - p.square().sum(1)).mean()
+    loss = loss + USAGE * len(codebook) * p.mean(0).square().sum()
+    return finish(loss, q, z, codebook, cotangent, 0.0, 1 / p.detach().square().sum(1).median())
+
+
+def ours(backend: str) -> Callable[[Tensor, Tensor, Tensor, float], dict[str, float]]:
+    """The objective by a backend of `soft_assign`, as `lgq_paper` writes it."""
+
+    def step(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
+        soft = soft_assign(z, codebook, tau, backend=backend)
+        q = straight_through(soft.codes, F.embedding(soft.index, codebook))
+        loss = F.mse_loss(q, z) + PEAK * peak_penalty(soft.purity) + USAGE * usage_penalty(soft.usage)
+        return finish(loss, q, z, codebook, cotangent, soft.skipped.item(), 1 / soft.purity.detach().median())
+
+    return step
+
+
+def nearest(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
+    """Vector quantization by nearest neighbour, with codebook and commitment losses."""
+    quantizer = VQ(z.shape[1], 1)
+    quantizer.codebook = torch.nn.Parameter(codebook.detach())
+    out = quantizer(z)
+    loss = torch.stack(list(out.losses.values())).sum()
+    return finish(loss, out.codes, z, quantizer.codebook, cotangent, 0.0, torch.ones(()))
+
+
+@torch.no_grad()
+def product(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
+    """z codebook^T, every tile over the last."""
+    rows, columns = tile_sizes(len(z), len(codebook), z.device)
+    work = z.new_empty(rows * columns)
+    for part in tiles(slice(0, len(codebook)), columns):
+        for tile in tiles(slice(0, len(z)), rows):
+            here = work[: (tile.stop - tile.start) * (part.stop - part.start)].view(tile.stop - tile.start, -1)
+            torch.mm(z[tile], codebook[part].T, out=here)
+    return {"loss": 0.0, "gradient_norm": 0.0, "skipped": 0.0, "effective_codes": 0.0}
+
+
+WRITINGS = {
+    "product": product,
+    "nearest": nearest,
+    "published": published,
+    "dense": ours("dense"),
+    "streaming": ours("streaming"),
+    "triton": ours("triton"),
+}
+
+
+def finish(
+    loss: Tensor, q: Tensor, z: Tensor, codebook: Tensor, cotangent: Tensor, skipped: float, effective: Tensor
+) -> dict[str, float]:
+    """Backward, with a decoder's gradient; the numbers that must agree between writings."""
+    gradients = torch.autograd.grad(loss + (q * cotangent).sum(), [z, codebook])
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    return {"loss": loss.item(), "gradient_norm": norm, "skipped": skipped, "effective_codes": effective.item()}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians over the repeats, and ratios to the published writing of the same case."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(key({**row, "repeat": 0}), []).append(row)
+    medians = {}
+    for name, group in groups.items():
+        numbers = {field: statistics.median(row[field] for row in group) for field in group[0] if is_number(group[0][field])}
+        medians[name] = {**group[0], **numbers, "repeats": len(group)}
+        del medians[name]["repeat"]
+    for entry in medians.values():
+        for other, field in (("published", "of_published"), ("nearest", "of_nearest")):
+            tau = TEMPERATURES[0] if other == "nearest" else entry["temperature"]
+            against = medians.get(key({**entry, "writing": other, "temperature": tau, "repeat": 0}))
+            if against:
+                entry[f"time_{field}"] = entry["seconds"] / against["seconds"]
+                entry[f"memory_{field}"] = entry["peak_mb"] / max(against["peak_mb"], 1e-3)
+    return list(medians.values())
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def device_name(device: str) -> str:
+    """The processor's name and number of cores, or the GPU's name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{model[0] if model else 'CPU'}, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    run_command(main)
