@@ -24,6 +24,7 @@ class AutoregressivePrior(Prior):
     label_smoothing: of the loss, not of validation bits. class_dropout: share of the labels replaced by the null class,
     for guidance. dropout: of the blocks' branches. head: how tokens go in and logits come out (HEADS).
     code_dims: channels of the tokenizer's code vectors, where known.
+    chained: an index is predicted from the indices before it in the same position too.
     """
 
     options_type: ClassVar[type[SamplingOptions]] = ARSampling
@@ -45,6 +46,7 @@ class AutoregressivePrior(Prior):
         dropout: float = 0.1,
         head: str = "tied",
         code_dims: list[int] | None = None,
+        chained: bool = True,
     ) -> None:
         super().__init__()
         shape = resolve_shape(size, depth, width, heads)
@@ -59,6 +61,7 @@ class AutoregressivePrior(Prior):
             dropout=dropout,
             head=head,
             code_dims=code_dims,
+            chained=chained,
         )
 
     def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:

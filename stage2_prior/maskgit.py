@@ -27,6 +27,7 @@ class MaskGITPrior(Prior):
     schedule: of the masked share in training (MASK_SCHEDULES). label_smoothing: of the loss, not of validation bits.
     class_dropout: share of the labels replaced by the null class, for guidance. dropout: of the blocks' branches.
     head: how tokens go in and logits come out (HEADS). code_dims: channels of the tokenizer's code vectors, where known.
+    chained: an index is predicted from the indices before it in the same position too.
     """
 
     options_type: ClassVar[type[SamplingOptions]] = MaskGITSampling
@@ -49,6 +50,7 @@ class MaskGITPrior(Prior):
         dropout: float = 0.1,
         head: str = "tied",
         code_dims: list[int] | None = None,
+        chained: bool = True,
     ) -> None:
         super().__init__()
         if schedule not in MASK_SCHEDULES:
@@ -65,6 +67,7 @@ class MaskGITPrior(Prior):
             dropout=dropout,
             head=head,
             code_dims=code_dims,
+            chained=chained,
         )
         self.mask = nn.Parameter(0.02 * torch.randn(shape.width))
 

@@ -21,12 +21,15 @@ class Candidates:
 
     `logits`: guided logits, float32, one "... k" per index. `values`: the tokens drawn for these positions.
     `uniform`: noise of this step. `choice_temperature`: of each position's sample at this step.
+    `foreseen`: how many of the logits do not depend on the values that were drawn; an order that must not look at the values
+    looks at these only.
     """
 
     logits: list[Float[Tensor, "*b _k"]]
     values: Int[Tensor, "*b d"]
     uniform: Float[Tensor, "*b"]
     choice_temperature: Float[Tensor, "*#b"]
+    foreseen: int
 
 
 def gumbel(uniform: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -45,7 +48,7 @@ def _confidence(candidates: Candidates) -> Tensor:
 
 def _entropy(candidates: Candidates) -> Tensor:
     total = torch.zeros_like(candidates.uniform)
-    for logits in candidates.logits:
+    for logits in candidates.logits[: candidates.foreseen]:
         log_probs = logits.log_softmax(-1)
         total -= (log_probs.exp() * log_probs).sum(-1)
     return total
@@ -53,7 +56,7 @@ def _entropy(candidates: Candidates) -> Tensor:
 
 def _maxprob(candidates: Candidates) -> Tensor:
     total = torch.zeros_like(candidates.uniform)
-    for logits in candidates.logits:
+    for logits in candidates.logits[: candidates.foreseen]:
         total -= logits.amax(-1) - logits.logsumexp(-1)
     return total
 

@@ -48,11 +48,12 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         dropout: float,
         head: str,
         code_dims: Sequence[int] | None,
+        chained: bool,
     ) -> None:
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
         self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout)
-        self.codes = build_head(head, self.spec.sizes, shape.width, code_dims)
+        self.codes = build_head(head, self.spec.sizes, shape.width, code_dims, chained)
 
     @abstractmethod
     def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:

@@ -96,10 +96,14 @@ class ARSampling(SamplingOptions):
 
 @runtime_checkable
 class Logits(Protocol):
-    """Logits at n positions, worked out for some of them as they are asked for; `sizes` says how many each index has."""
+    """Logits at n positions, worked out for some of them as they are asked for; `sizes` says how many each index has,
+    `independent` whether they are the same whatever the indices before it."""
 
     @property
     def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def independent(self) -> bool: ...
 
     def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
         """Of index j at some of the positions, where the indices before it have these values."""
@@ -111,6 +115,7 @@ class TensorLogits:
     """The logits of a model that gives them all at once: a tensor "... k" per index."""
 
     tensors: list[Float[Tensor, "... _k"]]
+    independent = True
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -194,6 +199,10 @@ class GuidedLogits:
     def sizes(self) -> tuple[int, ...]:
         return self.branches.sizes
 
+    @property
+    def independent(self) -> bool:
+        return self.branches.independent
+
     def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
         conditional = self.branches(j, places, before).float()
         if self.scales is None:
@@ -274,8 +283,11 @@ def sample_maskgit(
             uniforms = noise.flatten(0, 1)[places]
             seen, values[places] = draw_indices(guided, places, uniforms, options)
             if planned is None:
-                candidates = Candidates(seen, values[places], uniforms[:, d], options.choice_temperature * cooling[places])
-                score[places] = ADAPTIVE_ORDERS[options.order](candidates)
+                noise_scale = options.choice_temperature * cooling[places]
+                foreseen = d if guided.independent else 1
+                score[places] = ADAPTIVE_ORDERS[options.order](
+                    Candidates(seen, values[places], uniforms[:, d], noise_scale, foreseen)
+                )
 
         rank = torch.arange(m, device=device).expand_as(free)
         if planned is None:

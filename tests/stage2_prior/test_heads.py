@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -24,14 +25,14 @@ def code_vectors(sizes=SIZES, dims=DIMS):
     return [3 + 5 * torch.randn(size, dim, generator=generator) for size, dim in zip(sizes, dims, strict=True)]
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(params=[(name, chained) for name in HEADS for chained in (False, True)], ids=str)
 def head(request):
-    return make(request.param)
+    return make(*request.param)
 
 
-def make(name) -> Any:
+def make(name, chained=False) -> Any:
     torch.manual_seed(0)
-    head = build_head(name, SIZES, WIDTH, DIMS)
+    head = build_head(name, SIZES, WIDTH, DIMS, chained)
     head.start(code_vectors())
     with torch.no_grad():
         for parameter in head.parameters():
@@ -68,14 +69,51 @@ def test_loss_and_nats_are_those_of_the_logits(head):
 def test_logits_at_some_places_are_those_rows_of_all(head):
     features, tokens = batch()
     places = torch.tensor([17, 3, 3, 0])
-    some = head.logits(features.view(4, 5, WIDTH))(1, places, tokens[places, :1])
-    assert some.equal(head.logits(features)(1, torch.arange(20), tokens[:, :1])[places])
+    logits = head.logits(features)
+    everywhere = logits(1, torch.arange(20), tokens[:, :1])
+    assert head.logits(features.view(4, 5, WIDTH))(1, places, tokens[places, :1]).equal(everywhere[places])
+    others = (tokens[:, :1] + 1) % SIZES[0]
+    assert logits(1, torch.arange(20), others).equal(everywhere) == logits.independent == (len(head.chains) == 0)
+
+
+def test_probabilities_of_all_combinations_of_indices_sum_to_one(head):
+    features, _ = batch(4)
+    combinations = torch.cartesian_prod(*(torch.arange(size) for size in SIZES))
+    nats = head.nats(features.repeat_interleave(len(combinations), 0), combinations.repeat(4, 1))
+    torch.testing.assert_close((-nats).exp().view(4, -1).sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_only_a_chained_head_learns_indices_that_belong_together(name):
+    """Index 1 is index 0 plus a constant: 2 log 5 nats where the two are independent, log 5 where they are not."""
+    reached = {}
+    for chained in (False, True):
+        torch.manual_seed(0)
+        head = build_head(name, (5, 5), WIDTH, (4, 4), chained)
+        head.start(code_vectors((5, 5), (4, 4)))
+        optimizer = torch.optim.Adam(head.parameters(), 0.02)
+        values = torch.arange(100) % 5
+        tokens, features = torch.stack([values, (values + 2) % 5], dim=1), torch.ones(100, WIDTH)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = head.loss(features, tokens) / 100
+            loss.backward()
+            optimizer.step()
+        reached[chained] = loss.item()
+    assert reached[False] == pytest.approx(2 * math.log(5), rel=0.01)
+    assert reached[True] == pytest.approx(math.log(5), rel=0.03)
+
+
+def test_a_chained_head_starts_as_an_independent_one():
+    independent, chained = (build_head("tied", SIZES, WIDTH, None, chained) for chained in (False, True))
+    chained.load_state_dict(independent.state_dict(), strict=False)
+    assert chained.loss(*batch()).equal(independent.loss(*batch()))
 
 
 def test_fresh_embeddings_and_logits_are_small():
     for name in HEADS:
         torch.manual_seed(0)
-        head = build_head(name, (4096,), 256, [16])
+        head = build_head(name, (4096,), 256, [16], True)
         head.start([3 + 5 * torch.randn(4096, 16)])
         features = F.rms_norm(torch.randn(64, 256), (256,))
         assert head.embed(torch.arange(4096)[:, None]).std().item() == pytest.approx(0.02, rel=0.3)
@@ -121,7 +159,7 @@ def test_the_geometric_head_can_prefer_a_code_amid_the_others():
     features = torch.cartesian_prod(torch.linspace(-2, 2, 20), torch.linspace(-2, 2, 20))  # the centre itself not among them
     winners = {}
     for name in MADE_OF_CODES:
-        head: Any = build_head(name, (5,), 2, [2])
+        head: Any = build_head(name, (5,), 2, [2], True)
         head.start([square])
         torch.nn.init.eye_(head.outputs[0].weight)
         logits = head.logits(features)(0, torch.arange(400), torch.zeros(400, 0, dtype=torch.long))
@@ -132,8 +170,8 @@ def test_the_geometric_head_can_prefer_a_code_amid_the_others():
 @pytest.mark.parametrize("name", MADE_OF_CODES)
 def test_a_large_vocabulary_costs_its_biases_and_two_small_maps(name):
     with torch.device("meta"):
-        head = build_head(name, (262_144,), 768, [16])
-        tied = build_head("tied", (262_144,), 768, None)
+        head = build_head(name, (262_144,), 768, [16], True)
+        tied = build_head("tied", (262_144,), 768, None, True)
     temperature = len(list(head.parameters())) - 3
     assert sum(parameter.numel() for parameter in head.parameters()) == 262_144 + 2 * 768 * 16 + temperature
     assert sum(parameter.numel() for parameter in tied.parameters()) == 262_144 * 769

@@ -64,6 +64,7 @@ def test_confidence_with_unit_noise_reveals_in_proportion_to_the_probability():
         values=torch.zeros(n, 3, 1, dtype=torch.long),
         uniform=torch.rand(n, 3, generator=torch.Generator().manual_seed(0)),
         choice_temperature=torch.ones(n, 1),
+        foreseen=1,
     )
     first = ADAPTIVE_ORDERS["confidence"](candidates).argmin(1)
     assert (first.bincount(minlength=3) / n - probabilities).abs().max() < 0.01
@@ -73,7 +74,20 @@ def test_confidence_with_unit_noise_reveals_in_proportion_to_the_probability():
 def test_entropy_and_maxprob_reveal_the_surest_position_first_whatever_was_drawn(name):
     logits = torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0, 3.0])[:, None]
     scores = [
-        ADAPTIVE_ORDERS[name](Candidates([logits], torch.full((1, 3, 1), value), torch.rand(1, 3), torch.ones(1, 1)))
+        ADAPTIVE_ORDERS[name](Candidates([logits], torch.full((1, 3, 1), value), torch.rand(1, 3), torch.ones(1, 1), 1))
         for value in (0, 5)
     ]
     assert scores[0].equal(scores[1]) and scores[0].argsort(dim=1).tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.parametrize("name", ["entropy", "maxprob"])
+def test_entropy_and_maxprob_do_not_look_at_logits_that_depend_on_what_was_drawn(name):
+    first, second, other = torch.randn(3, 1, 4, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
+    values, noise, scale = torch.zeros(1, 4, 2, dtype=torch.long), torch.rand(1, 4), torch.ones(1, 1)
+    order = ADAPTIVE_ORDERS[name]
+    assert order(Candidates([first, second], values, noise, scale, 1)).equal(
+        order(Candidates([first, other], values, noise, scale, 1))
+    )
+    assert not order(Candidates([first, second], values, noise, scale, 2)).equal(
+        order(Candidates([first, other], values, noise, scale, 2))
+    )

@@ -69,7 +69,7 @@ def test_noise_repeats_with_its_generator_and_leaves_the_global_one_alone(make_p
 
 
 def test_maskgit_loss_is_the_smoothed_cross_entropy_of_the_masked_tokens(make_prior):
-    prior = make_prior("maskgit", sizes=[7, 5], label_smoothing=0.1, class_dropout=0.5)
+    prior = make_prior("maskgit", sizes=[7, 5], label_smoothing=0.1, class_dropout=0.5, chained=False)
     tokens, labels = draw_tokens(prior, 6), torch.arange(6) % 5
     noise = prior.draw_noise(6, torch.Generator().manual_seed(1))
     masked = smallest(noise["priority"], noise["count"])

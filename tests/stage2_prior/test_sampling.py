@@ -67,6 +67,57 @@ def test_autoregressive_sampling_reproduces_the_joint_distribution(toy):
     assert toy.total_variation(tokens) < toy.floor(N)
 
 
+class PairedLogits:
+    """The toy's four tokens as two positions of two indices, the second of which is predicted from the first as well."""
+
+    sizes, independent = (3, 3), False
+
+    def __init__(self, toy, tokens, masked, positions):
+        self.toy, self.tokens, self.masked, self.positions = toy, tokens, masked, positions
+
+    def __call__(self, j, places, before):
+        row, column, n = places // self.positions.shape[1], self.positions.flatten()[places], torch.arange(len(places))
+        tokens, hidden = self.tokens[row].clone(), self.masked[row][..., None].repeat(1, 1, 2)
+        tokens[n, column, :j], hidden[n, column, :j] = before, False
+        return self.toy.conditionals(tokens.flatten(1), hidden.flatten(1)).view(-1, 2, 2, 3)[n, column, j]
+
+
+@pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob", "ar"])
+def test_indices_that_depend_on_each_other_reproduce_the_joint_distribution_too(toy, order):
+    def masked_logits(tokens, masked, positions, rows, branches):
+        return PairedLogits(toy, tokens, masked, positions)
+
+    def next_logits(tokens, branches):
+        i = tokens.shape[1]
+        filled = torch.cat([tokens, torch.zeros(N, 2 - i, 2, dtype=torch.long)], dim=1)
+        return PairedLogits(toy, filled, (torch.arange(2) >= i).expand(N, -1), torch.full((N, 1), i))
+
+    if order == "ar":
+        tokens = sample_autoregressive(next_logits, nothing(N, 2, 2), ARSampling(), range(N)).tokens
+    else:
+        options = MaskGITSampling(steps=2, order=order, schedule="linear")
+        tokens = sample_maskgit(masked_logits, nothing(N, 2, 2), ((1, 2),), options, range(N)).tokens
+    assert toy.total_variation(tokens.view(N, 4, 1)) < toy.floor(N)
+
+
+@pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob"])
+def test_values_drawn_for_the_first_index_do_not_say_what_is_revealed(order):
+    """Index 1 is certain after a zero and open after anything else: positions with a zero must not be preferred."""
+
+    class Certain:
+        sizes, independent = (3, 3), False
+
+        def __call__(self, j, places, before):
+            logits = torch.zeros(len(places), 3)
+            if j:
+                logits[before[:, 0] == 0, 0] = 20.0
+            return logits
+
+    options = MaskGITSampling(steps=2, order=order)
+    tokens = sample_maskgit(lambda *_: Certain(), nothing(3000, 2, 2), ((1, 2),), options, range(3000)).tokens
+    assert tokens[..., 0].eq(0).float().mean().item() == pytest.approx(1 / 3, abs=0.025)  # looking at them: 0.44
+
+
 def test_confidence_order_is_biased_less_with_more_noise(toy):
     def distance(choice_temperature):
         options = MaskGITSampling(steps=4, choice_temperature=choice_temperature, schedule="linear")
