@@ -59,7 +59,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     tokenizer, config = arguments.tokenizer, load_config(EvalConfig, arguments.config, arguments.settings)
     judge = Judge(load_data(**read_json(tokenizer_folder(tokenizer) / "training.json")["data"]), 32, config, "cpu")
-    result = read_json(arguments.out) if arguments.out.exists() else {"rows": []}
+    result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {"rows": []}
     for path in arguments.priors:
         model = load_pipeline(path)
         kind = SAMPLING[type(model.prior).__name__]

@@ -83,7 +83,8 @@ def main() -> None:
             result["rows"].append(row)
             result |= {"versions": versions(), "summary": summary(result["rows"])}
             write_json(out, result)
-            print(f"{describe(row)}  {row['seconds']:8.3f} s  {row['peak_mb']:7.0f} MB  {row['skipped']:.3%} skipped", flush=True)
+            cost = f"{row['seconds']:8.3f} s  {row['peak_mb']:7.0f} MB"
+            print(f"{describe(row)}  {cost}  {row['skipped']:.3%} skipped", flush=True)
     draw(result, out.with_suffix(".png"))
 
 
