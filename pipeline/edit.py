@@ -18,7 +18,8 @@ EXAMPLES = """examples:
   python -m pipeline.edit photo.png --class amazon --seeds 0-7 --box 8:24,8:24
 
 The picture is cut to the size of the pipeline as training images are. Pixels outside the hole are not changed. The result
-is one PNG: the picture (its hole in grey), then one version per seed."""
+is one PNG: the picture (its hole in grey), then one version per seed. The newest MaskGIT edits, which sees what surrounds a
+hole on all sides; `--prior ar` sees what comes before it."""
 
 
 def box(text: str) -> tuple[slice, slice]:

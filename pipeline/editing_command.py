@@ -47,7 +47,7 @@ def edit_to_file(request: EditRequest, dry_run: bool = False) -> None:
     """Make one version per seed and write them as one PNG, the picture before them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)
-    path = request.pipeline or newest_prior(request.prior)
+    path = request.pipeline or newest_prior(request.prior or "maskgit")  # it sees what surrounds a hole on all sides
     model = load_pipeline(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     picture = read_picture(request.picture, model.tokenizer.spec.image_size[0])

@@ -23,7 +23,7 @@ from pipeline.generator import ImageGenerator
 from stage2_prior.priors import PRIORS
 
 BATCH = 64
-CELL = 128  # pixels of a cell that small images are enlarged to
+CELL = 128  # pixels that a cell has at least, small images enlarged
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def described(generator: ImageGenerator, label: int) -> str:
 
 def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None) -> None:
     """Write images as one PNG, side by side in a grid that is about square."""
-    zoom = zoom or max(1, CELL // images.shape[-1])
+    zoom = zoom or -(-CELL // images.shape[-1])
     columns = math.ceil(math.sqrt(len(images)))
     gap = 0 if len(images) == 1 else 2
     grid = make_grid(images, nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0).numpy()
