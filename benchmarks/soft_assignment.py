@@ -28,6 +28,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(**arguments.case)))
+        print(json.dumps(measure(Case(**arguments.case))))
         return
     name = device_name(arguments.device)
     slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", name.lower())
@@ -76,34 +78,41 @@ def main() -> None:
     done = {key(row) for row in result["rows"]}
     for repeat in range(arguments.repeats):
         for case in cases(arguments.device, arguments.codes):
-            case["repeat"] = repeat
-            if key(case) in done:
+            row = {**asdict(case), "repeat": repeat}
+            if key(row) in done:
                 continue
-            row = case | in_a_process(case)
+            row |= in_a_process(case)
             result["rows"].append(row)
             result |= {"versions": versions(), "summary": summary(result["rows"])}
             write_json(out, result)
-            cost = f"{row['seconds']:8.3f} s  {row['peak_mb']:7.0f} MB"
-            print(f"{describe(row)}  {cost}  {row['skipped']:.3%} skipped", flush=True)
+            print(describe(row), flush=True)
     draw(result, out.with_suffix(".png"))
 
 
-def cases(device: str, sizes: Iterable[int]) -> Iterable[dict[str, Any]]:
+@dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    part: str  # "sizes" or "schedule"
+    writing: str
+    codes: int
+    rank: int  # of the data
+    temperature: float
+    relative: bool  # the temperature is in units of the mean gap
+    device: str
+
+
+def cases(device: str, sizes: Iterable[int]) -> Iterable[Case]:
     """All measurements of a round."""
     writings = ["product", "nearest", "published", "dense", "streaming"] + (["triton"] if device != "cpu" else [])
-    for codes in sizes:
-        for rank in RANKS:
-            for temperature in TEMPERATURES:
-                for writing in writings:
-                    again = temperature != TEMPERATURES[0] and writing in ("product", "nearest")  # which have none
-                    if not again and VECTORS * codes <= MOST_ENTRIES.get(writing, VECTORS * codes):
-                        case = {"part": "sizes", "writing": writing, "codes": codes, "rank": rank, "temperature": temperature}
-                        yield {**case, "relative": False, "device": device}
+    for codes, rank, temperature, writing in product(sizes, RANKS, TEMPERATURES, writings):
+        again = temperature != TEMPERATURES[0] and writing in ("product", "nearest")  # which have none
+        if not again and VECTORS * codes <= MOST_ENTRIES.get(writing, VECTORS * codes):
+            yield Case("sizes", writing, codes, rank, temperature, False, device)
+    ours = "streaming" if device == "cpu" else "triton"
     for rank in RANKS:
-        for temperature, relative in [*((tau, False) for tau in SCHEDULE), *((t, True) for t in RELATIVE)]:
-            writing = "streaming" if device == "cpu" else "triton"
-            case = {"part": "schedule", "writing": writing, "codes": 16384, "rank": rank, "temperature": temperature}
-            yield {**case, "relative": relative, "device": device}
+        yield from (Case("schedule", ours, 16384, rank, tau, False, device) for tau in SCHEDULE)
+        yield from (Case("schedule", ours, 16384, rank, t, True, device) for t in RELATIVE)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -112,29 +121,29 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A measurement's case in a line."""
-    unit = "gap" if row["relative"] else ""
-    return f"{row['writing']:9s} K {row['codes']:8d}  rank {row['rank']:2d}  tau {row['temperature']:5.2f} {unit:3s}"
+    """A measurement in a line."""
+    case = f"{row['writing']:9s} K {row['codes']:8d}  rank {row['rank']:2d}  tau {row['temperature']:5.2f}"
+    unit = "gaps" if row["relative"] else "    "
+    return f"{case} {unit} {row['seconds']:8.3f} s {row['peak_mb']:7.0f} MB  {row['skipped']:8.3%} skipped"
 
 
-def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
+def in_a_process(case: Case) -> dict[str, Any]:
     """The measurement of a case by a fresh process."""
-    case = {name: value for name, value in case.items() if name not in ("part", "repeat")}
-    command = [sys.executable, "-m", "benchmarks.soft_assignment", "--case", json.dumps(case)]
+    command = [sys.executable, "-m", "benchmarks.soft_assignment", "--case", json.dumps(asdict(case))]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{case}: {run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def measure(writing: str, codes: int, rank: int, temperature: float, relative: bool, device: str) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, Any]:
     """Seconds, CPU seconds and peak megabytes of a step, and what the assignment is like."""
     torch.set_flush_denormal(True)
-    step = WRITINGS[writing]
-    z, codebook = data(codes, rank, device)
+    step, device = WRITINGS[case.writing], case.device
+    z, codebook = data(case.codes, case.rank, device)
     near = two_nearest(z[:256], codebook)
     gaps = near[:, 1] - near[:, 0]
-    tau = temperature * gaps.mean().item() if relative else temperature
+    tau = case.temperature * (gaps.mean().item() if case.relative else 1.0)
     cotangent = torch.randn(z.shape, generator=torch.Generator().manual_seed(2)).to(device) / z.numel()
     step(z[:64].detach().requires_grad_(), codebook[:64].detach().requires_grad_(), cotangent[:64], tau)  # loads libraries
     z.requires_grad_()
@@ -226,7 +235,7 @@ def nearest(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[
 
 
 @torch.no_grad()
-def product(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
+def one_product(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:
     """z codebook^T, every tile over the last."""
     rows, columns = tile_sizes(len(z), len(codebook), z.device)
     work = z.new_empty(rows * columns)
@@ -238,7 +247,7 @@ def product(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[
 
 
 WRITINGS = {
-    "product": product,
+    "product": one_product,
     "nearest": nearest,
     "published": published,
     "dense": ours("dense"),

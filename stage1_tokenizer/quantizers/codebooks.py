@@ -35,10 +35,16 @@ def distinct_start(z: Float[Tensor, "n c"], codebook_size: int, seed: int = 0) -
 def kmeans(
     z: Float[Tensor, "n c"], centres: Float[Tensor, "k c"], iterations: int = 10
 ) -> Float[Tensor, "k c"]:
-    """Lloyd's iterations over all processes' vectors from the given centres; a centre without vectors stays."""
+    """Lloyd's iterations over all processes' vectors from the given centres; a centre without vectors stays.
+
+    They end when no vector changes its centre, or after `DISTANCES`: the first few do most of the work.
+    """
     z = gather(z)
-    for _ in range(iterations):
-        index = nearest_codes(z, centres)
+    index = z.new_full((len(z),), -1, dtype=torch.int64)
+    for _ in range(max(1, min(iterations, DISTANCES // (len(z) * len(centres))))):
+        before, index = index, nearest_codes(z, centres)
+        if torch.equal(before, index):
+            break
         counts, sums = cluster_counts(index, centres[:, 0]), cluster_sums(z, index, centres)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
     return from_first_process(centres)
@@ -47,9 +53,12 @@ def kmeans(
 def start_from_data(z: Float[Tensor, "n c"], codebook_size: int, start: str) -> Float[Tensor, "k c"]:
     """A codebook by the named start: "distinct" vectors, or "kmeans" from there."""
     codes = distinct_start(z, codebook_size)
-    return kmeans(z, codes) if start == "kmeans" else codes
+    if start != "kmeans" or len(z) * processes() <= codebook_size:  # then every vector is a code, the best one there is
+        return codes
+    return kmeans(z, codes)
 
 
+DISTANCES = 1 << 36  # half a minute on two CPU cores, for short vectors
 STARTS = ("distinct", "kmeans")
 
 

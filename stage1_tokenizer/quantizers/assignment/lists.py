@@ -20,26 +20,36 @@ class Lists:
     n: int
     k: int
 
-    def matrix(self, entries: Float[Tensor, " m"]) -> Float[Tensor, "n k"]:
-        """The sparse matrix with these entries."""
-        return _matrix(_starts(self.row, self.n), self.column, entries, self.k)
+    def averages(self, entries: Float[Tensor, " m"], values: Float[Tensor, "k v"]) -> Float[Tensor, "n v"]:
+        """The matrix with these entries, times the values."""
+        return _product(_starts(self.row, self.n), self.column, entries, values)
 
     def products(self, left: Float[Tensor, "n f"], right: Float[Tensor, "k f"]) -> Float[Tensor, " m"]:
         """left_i . right_k at the places."""
-        return torch.sparse.sampled_addmm(self.matrix(left.new_zeros(len(self.row))), left, right.T, beta=0).values()
+        if len(self.row) == 0:
+            return left.new_zeros(0)
+        nothing = _matrix(_starts(self.row, self.n), self.column, left.new_zeros(len(self.row)), self.k)
+        return torch.sparse.sampled_addmm(nothing, left, right.T, beta=0).values()
 
-    def by_code(self, *entries: Float[Tensor, " m"]) -> Callable[[slice], list[Float[Tensor, "t n"]]]:
-        """The same matrices transposed, a part of the codes at a time."""
+    def by_code(self, *entries: Float[Tensor, " m"]) -> Callable[..., list[Float[Tensor, "t v"]]]:
+        """For a part of the codes and as many "n v" as there are entries: the matrices transposed, times these."""
         column, order = self.column.sort(stable=True)
         starts, row = _starts(column, self.k), self.row[order]
-        sorted_entries = [entry[order] for entry in entries]
+        ordered = [entry[order] for entry in entries]
 
-        def part(codes: slice) -> list[Tensor]:
-            pointers = starts[codes.start : codes.stop + 1]
-            first, last = pointers[0].item(), pointers[-1].item()
-            return [_matrix(pointers - first, row[first:last], x[first:last], self.n) for x in sorted_entries]
+        def sums(part: slice, *collected: Float[Tensor, "n v"]) -> list[Tensor]:
+            pointers = starts[part.start : part.stop + 1]
+            inside = slice(*pointers[[0, -1]].tolist()) if len(row) else slice(0, 0)
+            pointers = pointers - inside.start
+            return [_product(pointers, row[inside], x[inside], y) for x, y in zip(ordered, collected, strict=True)]
 
-        return part
+        return sums
+
+
+def _product(starts: Tensor, column: Tensor, entries: Tensor, right: Tensor) -> Tensor:
+    if len(entries) == 0:
+        return right.new_zeros(len(starts) - 1, right.shape[1])
+    return _matrix(starts, column, entries, len(right)) @ right
 
 
 def _matrix(starts: Tensor, column: Tensor, entries: Tensor, columns: int) -> Tensor:

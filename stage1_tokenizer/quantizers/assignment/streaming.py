@@ -43,14 +43,14 @@ class StreamingAssignment(torch.autograd.Function):
         found = search(scores)
         lists, shift, whole = Lists(found.row, found.column, n, k), found.shift, found.whole
         p = (found.logit - shift[:, 0].index_select(0, found.row) - shift[:, 1].index_select(0, found.row)).exp_()
-        codes = lists.matrix(p) @ averaged + 0 * shift[:, :1]  # nan where a vector is not finite
+        codes = lists.averages(p, averaged) + 0 * shift[:, :1]  # nan where a vector is not finite
         purity = (0 * shift[:, 0]).index_add_(0, lists.row, p * p)
         usage = torch.zeros_like(codebook[:, 0]).index_add_(0, lists.column, p)
         sums = z.new_zeros(k, collected.shape[1])
         if collected.shape[1] and len(p):
             by_code = lists.by_code(p)
             for part in tiles(slice(0, k), LISTED_AT_ONCE):
-                sums[part] = by_code(part)[0] @ collected
+                (sums[part],) = by_code(part, collected)
         if len(whole):
             rows = WholeRows.of(scores, averaged, shift, whole)
             codes[whole], purity[whole] = rows.statistics(collected[whole], usage, sums)
@@ -80,7 +80,7 @@ class StreamingAssignment(torch.autograd.Function):
             less.index_add_(0, row, p * of_codes)
             h = lists.products(g, averaged).add_(of_codes).addcmul_(a.index_select(0, row), p)
             h.sub_(less.index_select(0, row)).mul_(p)
-            to_left = lists.matrix(h) @ scores.right(slice(0, k))
+            to_left = lists.averages(h, scores.right(slice(0, k)))
             by_code = lists.by_code(h, p)
 
             rows = WholeRows.of(scores, averaged, shift, whole)
@@ -94,8 +94,7 @@ class StreamingAssignment(torch.autograd.Function):
             def sweep(share: slice) -> Tensor:
                 to_rows, work = scores.left.new_zeros(len(whole), scores.left.shape[1]), rows.work()
                 for part in tiles(share, rows.at_once if len(whole) else LISTED_AT_ONCE):
-                    listed_h, listed_p = by_code(part)
-                    to_right, to_value = listed_h @ scores.left, listed_p @ g
+                    to_right, to_value = by_code(part, scores.left, g)
                     if len(whole):
                         right = torch.cat([averaged[part], b[part, None], torch.ones_like(b[part, None])], 1)
                         more = rows.add_gradients(part, work, left, right, doubled, to_rows)

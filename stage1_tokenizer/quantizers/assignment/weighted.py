@@ -35,7 +35,7 @@ def weighted_sums(
     of_vectors = collected.new_zeros(n).index_add_(0, found.row, w)
     of_codes = collected.new_zeros(k).index_add_(0, found.column, w)
     by_code = lists.by_code(w)
-    sums = torch.cat([by_code(part)[0] @ collected for part in tiles(slice(0, k), AT_ONCE)])
+    sums = torch.cat([by_code(part, collected)[0] for part in tiles(slice(0, k), AT_ONCE)])
     rows = WholeRows.of(scores, scores.codebook, found.shift, found.whole)
     if len(found.whole):
         rows.add_weighted(weigh, found.whole, collected[found.whole], of_vectors, of_codes, sums)

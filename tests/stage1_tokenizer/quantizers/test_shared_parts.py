@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stage1_tokenizer.quantizers import nearest
+from stage1_tokenizer.quantizers import codebooks, nearest
 from stage1_tokenizer.quantizers.assignment import tiles
 from stage1_tokenizer.quantizers.codebooks import (
     Candidates,
@@ -127,6 +127,22 @@ def test_kmeans_finds_separate_clusters_and_keeps_empty_centres(draw):
     centres = kmeans(z, torch.cat([means + 1, far]))
     torch.testing.assert_close(centres[:3], z.view(3, 50, 2).mean(1))
     assert torch.equal(centres[3:], far)
+
+
+def test_kmeans_ends_when_nothing_changes_or_its_budget_is_spent(draw, monkeypatch):
+    z, start = torch.randn(200, 2, generator=draw), torch.randn(8, 2, generator=draw)
+    searches = []
+    monkeypatch.setattr(codebooks, "nearest_codes", lambda *inputs: searches.append(1) or nearest_codes(*inputs))
+    converged = kmeans(z, start, iterations=200)
+    assert len(searches) < 100
+    assert torch.equal(kmeans(z, converged), converged)
+    once = kmeans(z, start, iterations=1)
+    searches.clear()
+    monkeypatch.setattr(codebooks, "DISTANCES", 200 * 8)
+    assert torch.equal(kmeans(z, start), once)
+    assert len(searches) == 1
+    assert torch.equal(start_from_data(z, 200, "kmeans"), distinct_start(z, 200))
+    assert len(searches) == 1
 
 
 def test_cluster_counts_and_sums(draw):
