@@ -23,7 +23,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
-    parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times, pixel by pixel (default: to 128 pixels or more)")
+    parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times (default: to 128 pixels or more)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sampled, then stop")
 
 
