@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+class _Loader(yaml.SafeLoader):
+    """With the numbers of YAML 1.2: PyYAML takes 1e-5 and 1.5e3 for texts."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def to_yaml(config: Any) -> str:
     """A configuration as the YAML text that `load_config` reads back."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
@@ -81,7 +89,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: includes itself; remove the circle")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except (FileNotFoundError, IsADirectoryError):
         nearest = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such configuration file; {nearest}") from None
@@ -105,7 +113,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise UserError(f"{text}: not an override; write key=value, for example optim.lr=2e-4")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = yaml.load(value, _Loader) if value else ""
     except yaml.YAMLError:
         raise UserError(f"{text}: the value is not valid YAML; quote it") from None
     for part in reversed(key.split(".")):

@@ -170,3 +170,11 @@ def test_a_missing_field_is_named():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda path: path.stem)
 def test_shipped_data_configurations_name_a_source(path):
     assert module.read_yaml(path)["name"] in DATA
+
+
+@pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("2E+3", 2e3), ("-1e2", -100.0), ("1.5e3", 1500.0), ("e5", "e5")])
+def test_numbers_without_a_point_are_numbers_in_components_too(fruits, text, value):
+    write(fruits, plain="fruit: apple\n")
+    assert load_config(Settings, fruits / "plain.yaml", [f"fruit.size={text}"]).fruit["size"] == value
+    write(fruits, given=f"fruit: {{name: apple, size: {text}}}\n")
+    assert load_config(Settings, fruits / "given.yaml").fruit["size"] == value
