@@ -71,6 +71,14 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def to_yaml(config: Any) -> str:
     """A configuration as the YAML text that `load_config` reads back."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
@@ -89,7 +97,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: includes itself; remove the circle")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        values = _read_yaml(path.read_text(encoding="utf-8")) or {}
     except (FileNotFoundError, IsADirectoryError):
         nearest = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such configuration file; {nearest}") from None
@@ -113,7 +121,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise UserError(f"{text}: not an override; write key=value, for example optim.lr=2e-4")
     try:
-        parsed = yaml.load(value, _Loader) if value else ""
+        parsed = _read_yaml(value) if value else ""
     except yaml.YAMLError:
         raise UserError(f"{text}: the value is not valid YAML; quote it") from None
     for part in reversed(key.split(".")):
