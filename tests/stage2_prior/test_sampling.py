@@ -134,6 +134,28 @@ def test_a_random_corrector_of_one_token_reaches_the_joint_distribution_from_any
     assert distances[0] > 2 * distances[1] > 2 * toy.floor(n) > 2 * distances[2]
 
 
+def test_each_step_has_its_own_temperature():
+    """Cold at first, so hot in the end that the larger logit counts for nothing."""
+
+    def leaning(positions, n):
+        return TensorLogits([torch.tensor([1.0, 0.0]).expand(n, positions, 2)])
+
+    def masked_logits(tokens, masked, positions, rows, branches):
+        return leaning(positions.shape[1], len(rows))
+
+    def next_logits(tokens, branches):
+        return leaning(1, len(tokens))
+
+    options = {"temperature": 0.0, "final_temperature": 1e4}
+    parallel = MaskGITSampling(steps=2, schedule="linear", order="random", **options)
+    samples = sample_maskgit(masked_logits, nothing(1000), ((2, 2),), parallel, range(1000), trace=True)
+    first, last = samples.trace[0] >= 0, samples.trace[0] < 0
+    assert samples.tokens[first].eq(0).all()
+    assert samples.tokens[last].float().mean().item() == pytest.approx(0.5, abs=0.05)
+    serial = sample_autoregressive(next_logits, nothing(1000), ARSampling(**options), range(1000)).tokens
+    assert serial[:, 0].eq(0).all() and serial[:, 3].float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
 @pytest.mark.parametrize("order", ["random", "confidence"])
 def test_a_corrector_masks_its_share_of_the_sampled_tokens_and_draws_them_anew(order):
     logits, given = RandomLogits(3), nothing(3, 16, 2)
