@@ -1,4 +1,8 @@
-"""The autoregressive prior: token after token in raster order, the class in front (LlamaGen, Sun et al. 2024)."""
+"""The autoregressive prior: token after token in raster order, the class in front (LlamaGen, Sun et al. 2024).
+
+With `raster_from` above 0 it learns random orders first and the raster order in the end, each place being told the position
+of the token to predict (RAR, Yu et al. 2024, arXiv 2411.00776): so it learns to use what is on all sides.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a pipelin
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pipeline.core.errors import UserError
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
@@ -24,7 +29,9 @@ class AutoregressivePrior(Prior):
     label_smoothing: of the loss, not of validation bits. class_dropout: share of the labels replaced by the null class,
     for guidance. dropout: of the blocks' branches. head: how tokens go in and logits come out (HEADS).
     code_dims: channels of the tokenizer's code vectors, where known.
-    chained: an index is predicted from the indices before it in the same position too.
+    chained: an index is predicted from the indices before it in the same position too. random_until, raster_from: shares of
+    the training; before the first all orders are random, after the second none, in between ever fewer (RAR: 0.5, 0.75).
+    0, 0: raster order from the start, and no place is told its target.
     """
 
     options_type: ClassVar[type[SamplingOptions]] = ARSampling
@@ -47,8 +54,13 @@ class AutoregressivePrior(Prior):
         head: str = "tied",
         code_dims: list[int] | None = None,
         chained: bool = True,
+        random_until: float = 0.0,
+        raster_from: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= random_until <= raster_from <= 1:
+            given = f"prior.random_until, prior.raster_from: {random_until}, {raster_from}"
+            raise UserError(f"{given}; give 0 <= random_until <= raster_from <= 1")
         shape = resolve_shape(size, depth, width, heads)
         self._build(
             sizes,
@@ -62,22 +74,37 @@ class AutoregressivePrior(Prior):
             head=head,
             code_dims=code_dims,
             chained=chained,
+            target_aware=raster_from > 0,
         )
 
-    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
-        return self._common_noise(global_batch_size, generator)
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator, progress: float = 1.0) -> Noise:
+        """With random orders to be learnt, also the order of each sample's tokens: positions, first to last."""
+        noise = self._common_noise(global_batch_size, generator)
+        if self.config["raster_from"] == 0:
+            return noise
+        orders = torch.rand(global_batch_size, self.spec.t, generator=generator).argsort(dim=1)
+        randomized = torch.rand(global_batch_size, generator=generator) < self.random_share(progress)
+        return noise | {"order": torch.where(randomized[:, None], orders, torch.arange(self.spec.t))}
+
+    def random_share(self, progress: float) -> float:
+        """The share of the samples whose order is random when this share of the training is done."""
+        start, end = self.config["random_until"], self.config["raster_from"]
+        return float(progress < start) if start == end else min(max((end - progress) / (end - start), 0.0), 1.0)
 
     def loss_count(self, noise: Noise) -> int:
         """Every position is scored, with all of its indices."""
         return len(noise["class_drop"]) * self.spec.t * self.spec.d
 
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
-        features = self._features(tokens, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
+        order = noise.get("order")
+        if order is not None:
+            tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        features = self._features(tokens, self._dropped_labels(labels, noise), self._dropout_seeds(noise), order)
         return self.codes.loss(features.flatten(0, 1), tokens.flatten(0, 1), self.config["label_smoothing"])
 
     @torch.no_grad()
     def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
-        """The exact negative log-likelihood in bits; no noise enters."""
+        """The exact negative log-likelihood in bits, in raster order; no noise enters."""
         nats = self.codes.nats(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
         return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
 
@@ -95,9 +122,14 @@ class AutoregressivePrior(Prior):
         return sample_autoregressive(CachedLogits(self, classes), given, options, seeds, trace, progress)
 
     def _features(
-        self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], seeds: Int[Tensor, " b"] | None = None
+        self,
+        tokens: Int[Tensor, "b t d"],
+        labels: Int[Tensor, " b"],
+        seeds: Int[Tensor, " b"] | None = None,
+        order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t f"]:
-        return self.trunk(self.codes.embed(tokens[:, :-1]), labels, seeds)
+        """What predicts each of the tokens, which come in this order (default: raster)."""
+        return self.trunk(self.codes.embed(tokens[:, :-1]), labels, seeds, order=order)
 
 
 class CachedLogits:
@@ -109,7 +141,9 @@ class CachedLogits:
 
     def __init__(self, prior: AutoregressivePrior, labels: Int[Tensor, " b"]) -> None:
         self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
-        self.cache = prior.trunk.empty_cache(self.labels, prior.spec.t - 1)
+        self.modulation = prior.trunk.modulate(self.labels)
+        places = prior.trunk.prefix + prior.spec.t - 1
+        self.cache = prior.trunk.empty_cache(self.modulation, places, prior.trunk.shape.depth)
         self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
         self.lengths = {True: 0, False: 0}
 
@@ -125,4 +159,5 @@ class CachedLogits:
     def _extend(self, tokens: Tensor, rows: slice, length: int) -> Tensor:
         seen = max(length - self.prior.trunk.prefix, 0)
         x = self.prior.codes.embed(tokens[:, seen:])
-        return self.prior.trunk.extend(x, self.labels[rows], self.cache.part(rows, length))
+        cache = self.cache.part(rows, length)
+        return self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], cache)[:, -1]

@@ -71,7 +71,7 @@ class MaskGITPrior(Prior):
         )
         self.mask = nn.Parameter(0.02 * torch.randn(shape.width))
 
-    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator, progress: float = 1.0) -> Noise:
         """Masked counts from one stratified uniform per sample, and priorities: the smallest ones are masked."""
         offsets = (torch.arange(global_batch_size) + torch.rand((), generator=generator)) / global_batch_size
         level = offsets.frac()[torch.randperm(global_batch_size, generator=generator)]

@@ -38,12 +38,15 @@ def gumbel(uniform: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     return -torch.log(-torch.log(uniform.clamp(tiny, 1 - 2**-24)))
 
 
+def likelihood(logits: list[Float[Tensor, "*b _k"]], values: Int[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """Log-probability of values under these logits, in nats, summed over the d indices."""
+    parts = [each.gather(-1, values[..., j : j + 1]).squeeze(-1) - each.logsumexp(-1) for j, each in enumerate(logits)]
+    return torch.stack(parts).sum(0)
+
+
 def _confidence(candidates: Candidates) -> Tensor:
-    likelihood = sum(
-        logits.gather(-1, candidates.values[..., j : j + 1]).squeeze(-1) - logits.logsumexp(-1)
-        for j, logits in enumerate(candidates.logits)
-    )
-    return -(likelihood + candidates.choice_temperature * gumbel(candidates.uniform))
+    noise = candidates.choice_temperature * gumbel(candidates.uniform)
+    return -(likelihood(candidates.logits, candidates.values) + noise)
 
 
 def _entropy(candidates: Candidates) -> Tensor:
@@ -115,4 +118,10 @@ ADAPTIVE_ORDERS: dict[str, Callable[[Candidates], Float[Tensor, "*b"]]] = {
     "confidence": _confidence,
     "entropy": _entropy,
     "maxprob": _maxprob,
+}
+
+# Which of the sampled tokens the corrector masks again, lowest first: (their log-probability when they were drawn, noise).
+REMASKING: dict[str, Callable[[Float[Tensor, "r t"], Float[Tensor, "r t"]], Float[Tensor, "r t"]]] = {
+    "confidence": lambda chances, uniform: chances,
+    "random": lambda chances, uniform: uniform,
 }

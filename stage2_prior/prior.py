@@ -49,15 +49,19 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         head: str,
         code_dims: Sequence[int] | None,
         chained: bool,
+        target_aware: bool = False,
     ) -> None:
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
-        self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout)
+        self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout, target_aware)
         self.codes = build_head(head, self.spec.sizes, shape.width, code_dims, chained)
 
     @abstractmethod
-    def draw_noise(self, global_batch_size: int, generator: torch.Generator) -> Noise:
-        """Whatever the loss of a global batch needs, on the CPU: tensors whose rows are the samples."""
+    def draw_noise(self, global_batch_size: int, generator: torch.Generator, progress: float = 1.0) -> Noise:
+        """Whatever the loss of a global batch needs, on the CPU: tensors whose rows are the samples.
+
+        `progress`: the share of the training that is done.
+        """
 
     @abstractmethod
     def loss_count(self, noise: Noise) -> int:

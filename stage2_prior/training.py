@@ -76,7 +76,8 @@ def train(config: Stage2Config) -> Path:
     for tokens, labels in store.training_batches(images_seen, config.images, config.batch_size, config.seed, rank, world):
         rate = cosine_with_warmup(images_seen, config.optim.warmup, config.images, config.optim.final_lr)
         set_learning_rate(optimizer, config.optim.lr * rate)
-        noise = prior.draw_noise(config.batch_size, generator(config.seed, "noise", images_seen))
+        randomness, progress = generator(config.seed, "noise", images_seen), images_seen / config.images
+        noise = prior.draw_noise(config.batch_size, randomness, progress)
         count = prior.loss_count(noise)
         rows = slice(rank * len(labels), (rank + 1) * len(labels))
         noise = {name: values[rows] for name, values in noise.items()}

@@ -8,7 +8,7 @@ an offset per layer, gates that start at zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -48,25 +48,25 @@ SIZES = {
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of the first `length` places of a causal trunk; storage for all places is allocated once."""
+    """Keys and values of the first `length` places of some samples: `rows` of those that the storage was made for."""
 
     keys: Float[Tensor, "l b a s c"]
     values: Float[Tensor, "l b a s c"]
-    modulation: Float[Tensor, "b 6 f"]
+    rows: slice | Int[Tensor, " r"] = field(default_factory=lambda: slice(None))
     length: int = 0
 
-    def part(self, rows: slice, length: int) -> KeyValueCache:
-        """The same storage, seen for some of the samples and as filled up to `length`."""
-        return KeyValueCache(self.keys[:, rows], self.values[:, rows], self.modulation[rows], length)
+    def part(self, rows: slice | Int[Tensor, " r"], length: int) -> KeyValueCache:
+        """The whole storage seen for some of its samples, as filled up to `length`; with a slice nothing is copied."""
+        return KeyValueCache(self.keys, self.values, rows, length)
 
     def write(
-        self, layer: int, k: Float[Tensor, "b a n c"], v: Float[Tensor, "b a n c"]
-    ) -> tuple[Float[Tensor, "b a s c"], Float[Tensor, "b a s c"]]:
+        self, layer: int, k: Float[Tensor, "r a n c"], v: Float[Tensor, "r a n c"]
+    ) -> tuple[Float[Tensor, "r a s c"], Float[Tensor, "r a s c"]]:
         """Puts keys and values of the next places where they belong: all of this layer's so far."""
         end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer, self.rows, :, self.length : end] = k
+        self.values[layer, self.rows, :, self.length : end] = v
+        return self.keys[layer, self.rows, :, :end], self.values[layer, self.rows, :, :end]
 
 
 def rotary_angles(scales: tuple[tuple[int, int], ...], head: int) -> Float[Tensor, "t {head//2}"]:
@@ -112,12 +112,19 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
 
-class Block(nn.Module):
-    """Attention and SwiGLU, each normalised, modulated by the class, gated and added."""
+def modulated(
+    x: Float[Tensor, "b n f"], shift: Float[Tensor, "b 1 f"], scale: Float[Tensor, "b 1 f"]
+) -> Float[Tensor, "b n f"]:
+    """Normalised places, shifted and scaled by the class."""
+    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
 
-    def __init__(self, shape: Shape, causal: bool, dropout: float, index: int) -> None:
+
+class Layer(nn.Module):
+    """Attention and SwiGLU, each normalised, modulated by the class, gated and added: the parts of both kinds of block."""
+
+    def __init__(self, shape: Shape, dropout: float, index: int) -> None:
         super().__init__()
-        self.heads, self.causal, self.dropout, self.index = shape.heads, causal, dropout, index
+        self.heads, self.dropout, self.index = shape.heads, dropout, index
         self.offsets = nn.Parameter(torch.zeros(6, shape.width))
         self.q = Linear(shape.width, shape.width)
         self.kv = Linear(shape.width, 2 * shape.width)
@@ -127,44 +134,64 @@ class Block(nn.Module):
         self.mlp_in = Linear(shape.width, 2 * shape.hidden)
         self.mlp_out = Linear(shape.hidden, shape.width)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n f"],
-        modulation: Float[Tensor, "b 6 f"],
-        cos: Float[Tensor, "n 1 c2"],
-        sin: Float[Tensor, "n 1 c2"],
-        seeds: Int[Tensor, " b"] | None = None,
-        queries: Int[Tensor, "b m"] | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "b m f"]:
-        """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache."""
-        attention_shift, attention_scale, attention_gate, mlp_shift, mlp_scale, mlp_gate = (
-            (modulation + self.offsets).unsqueeze(2).unbind(1)
-        )
-        places = self._modulated(x, attention_shift, attention_scale)
+    def gains(self, modulation: Float[Tensor, "b 6 f"]) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the SwiGLU."""
+        return (modulation + self.offsets).unsqueeze(2).unbind(1)
+
+    def keys_values(self, places: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What places have to offer."""
         k, v = self._heads(self.kv(places), 2 * self.heads).chunk(2, dim=2)
         k = rotate(F.rms_norm(k, k.shape[-1:], eps=EPS), self.k_scale, cos, sin)
-        if queries is not None:
-            x, places, cos, sin = take(x, queries), take(places, queries), cos[queries], sin[queries]
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+    def queries(self, places: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """What places ask for."""
         q = self._heads(self.q(places), self.heads)
-        q = rotate(F.rms_norm(q, q.shape[-1:], eps=EPS), self.q_scale, cos, sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.write(self.index, k, v)
-        branch = self.attention_out(attend(q, k, v, self.causal).transpose(1, 2).flatten(2))
+        return rotate(F.rms_norm(q, q.shape[-1:], eps=EPS), self.q_scale, cos, sin).transpose(1, 2)
+
+    def add_branches(self, x: Tensor, attended: Tensor, gains: tuple[Tensor, ...], seeds: Tensor | None) -> Tensor:
+        """The places with what the attention found, then with what the SwiGLU makes of them."""
+        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = gains
+        branch = self.attention_out(attended.transpose(1, 2).flatten(2))
         x = torch.addcmul(x, attention_gate, self._dropped(branch, seeds, 2 * self.index))
-        value, gate = self.mlp_in(self._modulated(x, mlp_shift, mlp_scale)).chunk(2, dim=-1)
+        value, gate = self.mlp_in(modulated(x, mlp_shift, mlp_scale)).chunk(2, dim=-1)
         branch = self.mlp_out(F.silu(gate) * value)
         return torch.addcmul(x, mlp_gate, self._dropped(branch, seeds, 2 * self.index + 1))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, -1)
 
-    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
-
     def _dropped(self, x: Tensor, seeds: Tensor | None, salt: int) -> Tensor:
         return x if seeds is None or self.dropout == 0 else dropout(x, self.dropout, seeds, salt)
+
+
+class Block(Layer):
+    """Places that look at each other; with `causal`, only at those before them and at themselves."""
+
+    def __init__(self, shape: Shape, causal: bool, dropout: float, index: int) -> None:
+        super().__init__(shape, dropout, index)
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n f"],
+        modulation: Float[Tensor, "b 6 f"],
+        cos: Float[Tensor, "... n 1 c2"],
+        sin: Float[Tensor, "... n 1 c2"],
+        seeds: Int[Tensor, " b"] | None = None,
+        queries: Int[Tensor, "b m"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "b m f"]:
+        """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache."""
+        gains = self.gains(modulation)
+        places = modulated(x, *gains[:2])
+        k, v = self.keys_values(places, cos, sin)
+        if queries is not None:
+            x, places, cos, sin = take(x, queries), take(places, queries), cos[queries], sin[queries]
+        q = self.queries(places, cos, sin)
+        if cache is not None:
+            k, v = cache.write(self.index, k, v)
+        return self.add_branches(x, attend(q, k, v, self.causal), gains, seeds)
 
 
 class Transformer(nn.Module):
@@ -172,6 +199,7 @@ class Transformer(nn.Module):
 
     Args: scales: grids of the tokens, coarse to fine. num_classes: the null class is number `num_classes`.
     causal: every place sees only the places before it and itself. dropout: of the two branches of each block.
+    target_aware: the class place and every token are told the position of the token that comes next (RAR, Yu et al. 2024).
     """
 
     cos: Tensor
@@ -185,6 +213,7 @@ class Transformer(nn.Module):
         causal: bool,
         registers: int = 1,
         dropout: float = 0.0,
+        target_aware: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.prefix = shape, registers + 1
@@ -192,6 +221,7 @@ class Transformer(nn.Module):
         self.registers = nn.Parameter(0.02 * torch.randn(registers, shape.width))
         self.classes = nn.Parameter(0.02 * torch.randn(num_classes + 1, shape.width))
         self.positions = nn.Parameter(0.02 * torch.randn(positions, shape.width))
+        self.targets = nn.Parameter(0.02 * torch.randn(positions, shape.width)) if target_aware else None
         self.modulation = Linear(shape.width, 6 * shape.width)
         nn.init.zeros_(self.modulation.weight)  # with the blocks' offsets at zero, all gates start closed
         self.blocks = nn.ModuleList(Block(shape, causal, dropout, index) for index in range(shape.depth))
@@ -209,53 +239,95 @@ class Transformer(nn.Module):
         labels: Int[Tensor, " b"],
         seeds: Int[Tensor, " b"] | None = None,
         queries: Int[Tensor, "b m"] | None = None,
+        order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b m f"]:
         """Features of the class place and of the n token places; `seeds` switch dropout on, one per sample.
 
-        With `queries`, the last block works out these places only: 0 is the class, i + 1 token i.
+        With `queries`, the last block works out these places only: 0 is the class, i + 1 token i. `order`: the positions of
+        all tokens in the order in which they come, of which x holds the first n; default: raster.
         """
-        x = torch.cat([self._prefix(labels), x + self.positions[: x.shape[1]]], dim=1)
-        modulation = self._modulation(labels)
-        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+        n = x.shape[1]
+        at, told = (slice(0, n), slice(0, n + 1)) if order is None else (order[:, :n], order[:, : n + 1])
+        x = self._placed(x, at, told, labels)
+        cos, sin = self.angles(at, self.prefix)
+        modulation = self.modulate(labels)
         *body, last = self.blocks
         for block in body:
-            x = self._run(block, x, modulation, cos, sin, seeds)
+            x = self.run(block, x, modulation, cos, sin, seeds)
         if queries is None:
-            return self.norm(self._run(last, x, modulation, cos, sin, seeds)[:, self.prefix - 1 :])
-        return self.norm(self._run(last, x, modulation, cos, sin, seeds, queries + self.prefix - 1))
+            return self.norm(self.run(last, x, modulation, cos, sin, seeds)[:, self.prefix - 1 :])
+        return self.norm(self.run(last, x, modulation, cos, sin, seeds, queries + self.prefix - 1))
 
-    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+    def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        """A block's result, worked out again in the backward pass where memory matters more than time."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *arguments)
         return block(*arguments)
 
-    def empty_cache(self, labels: Int[Tensor, " b"], places: int) -> KeyValueCache:
-        """Storage for the prefix and `places` tokens of every sample."""
+    def empty_cache(self, modulation: Float[Tensor, "b 6 f"], places: int, layers: int) -> KeyValueCache:
+        """Storage for keys and values of so many places of these samples, of the type that the modulation has."""
         head = self.shape.width // self.shape.heads
-        size = (self.shape.depth, len(labels), self.shape.heads, self.prefix + places, head)
-        modulation = self._modulation(labels)
-        return KeyValueCache(modulation.new_empty(size), modulation.new_empty(size), modulation)
+        keys, values = modulation.new_empty(2, layers, len(modulation), self.shape.heads, places, head)
+        return KeyValueCache(keys, values)
 
-    def extend(self, x: Float[Tensor, "b n f"], labels: Int[Tensor, " b"], cache: KeyValueCache) -> Float[Tensor, "b f"]:
-        """Writes the tokens that follow the cached ones into the cache (the prefix too if it is empty): features of the last.
+    def extend(
+        self,
+        x: Float[Tensor, "b n f"],
+        labels: Int[Tensor, " b"],
+        modulation: Float[Tensor, "b 6 f"],
+        cache: KeyValueCache,
+        at: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b m f"]:
+        """Writes tokens that follow the cached ones into the cache: their features, the class place's first if it was empty.
 
-        n = 0 is possible only with an empty cache.
+        `at`: the positions of these tokens; default: those that come next in raster order. n = 0 only with an empty cache.
         """
+        first = cache.length == 0
         start = max(cache.length - self.prefix, 0)
-        x = x + self.positions[start : start + x.shape[1]]
-        if cache.length == 0:
-            x = torch.cat([self._prefix(labels), x], dim=1)
-        end = cache.length + x.shape[1]
+        end = start + x.shape[1]
+        where = slice(start, end) if at is None else at
+        x = self._placed(x, where, slice(start if first else start + 1, end + 1), labels if first else None)
+        cos, sin = self.angles(where, self.prefix if first else 0)
         for block in self.blocks:
-            x = block(x, cache.modulation, self.cos[cache.length : end], self.sin[cache.length : end], cache=cache)
-        return self.norm(x[:, -1])
+            x = block(x, modulation, cos, sin, cache=cache)
+        return self.norm(x[:, self.prefix - 1 :] if first else x)
+
+    def modulate(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b 6 f"]:
+        """What the class does to all blocks."""
+        features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
+        return self.modulation(features).view(len(labels), 6, -1)
+
+    def angles(
+        self, at: slice | Int[Tensor, "b n"], front: int = 0
+    ) -> tuple[Float[Tensor, "... m 1 c2"], Float[Tensor, "... m 1 c2"]]:
+        """Cosines and sines of the tokens' positions, behind `front` places that have none."""
+        if isinstance(at, slice) and at.start == 0:  # as they lie in the tables
+            rows = slice(self.prefix - front, self.prefix + at.stop)
+            return self.cos[rows], self.sin[rows]
+        tables = []
+        for table in (self.cos, self.sin):
+            turned = _rows(table[self.prefix :], at)
+            still = table[:front].expand(*turned.shape[:-3], -1, -1, -1)
+            tables.append(torch.cat([still, turned], dim=-3))
+        return tables[0], tables[1]
+
+    def _placed(self, x: Tensor, at: slice | Tensor, told: slice | Tensor, labels: Tensor | None) -> Tensor:
+        """Embeddings with their positions and targets, behind registers and class if there are labels."""
+        x = x + _rows(self.positions, at)
+        if labels is not None:
+            x = torch.cat([self._prefix(labels), x], dim=1)
+        if self.targets is None:
+            return x
+        untold = 0 if labels is None else self.prefix - 1  # the registers
+        return x + F.pad(_rows(self.targets, told), (0, 0, untold, 0))
 
     def _prefix(self, labels: Tensor) -> Tensor:
         return torch.cat([self.registers.expand(len(labels), -1, -1), self.classes[labels, None]], dim=1)
 
-    def _modulation(self, labels: Tensor) -> Tensor:
-        features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
-        return self.modulation(features).view(len(labels), 6, -1)
+
+def _rows(table: Tensor, at: slice | Tensor) -> Tensor:
+    """Rows of a table: a view for a slice, else for indices of any shape."""
+    return table[at] if isinstance(at, slice) else F.embedding(at, table.flatten(1)).view(*at.shape, *table.shape[1:])
 
 
 def _recompute(block: nn.Module, *arguments: Tensor | None) -> Tensor:

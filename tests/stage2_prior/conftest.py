@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from stage2_prior.logits import TensorLogits
 from stage2_prior.priors import build_prior
-from stage2_prior.sampling import TensorLogits
 
 torch.set_num_threads(1)
 

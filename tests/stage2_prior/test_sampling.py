@@ -6,17 +6,9 @@ import pytest
 import torch
 
 from pipeline.core.errors import UserError
-from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS
-from stage2_prior.sampling import (
-    UNKNOWN,
-    ARSampling,
-    MaskGITSampling,
-    SampleRng,
-    TensorLogits,
-    draw,
-    sample_autoregressive,
-    sample_maskgit,
-)
+from stage2_prior.logits import TensorLogits
+from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
+from stage2_prior.sampling import UNKNOWN, ARSampling, MaskGITSampling, sample_autoregressive, sample_maskgit
 from stage2_prior.schedules import MASK_SCHEDULES
 
 ORDERS = [*ADAPTIVE_ORDERS, *PLANNED_ORDERS]
@@ -113,12 +105,11 @@ def test_values_drawn_for_the_first_index_do_not_say_what_is_revealed(order):
                 logits[before[:, 0] == 0, 0] = 20.0
             return logits
 
-    options = MaskGITSampling(steps=2, order=order)
-
-    def logits(tokens, masked, positions, rows, branches):
+    def certain(tokens, masked, positions, rows, branches):
         return Certain()
 
-    tokens = sample_maskgit(logits, nothing(3000, 2, 2), ((1, 2),), options, range(3000)).tokens
+    options = MaskGITSampling(steps=2, order=order)
+    tokens = sample_maskgit(certain, nothing(3000, 2, 2), ((1, 2),), options, range(3000)).tokens
     assert tokens[..., 0].eq(0).float().mean().item() == pytest.approx(1 / 3, abs=0.025)  # looking at them: 0.44
 
 
@@ -127,9 +118,82 @@ def test_confidence_order_is_biased_less_with_more_noise(toy):
         options = MaskGITSampling(steps=4, choice_temperature=choice_temperature, schedule="linear")
         return toy.total_variation(sample_maskgit(toy.masked_logits, nothing(N), toy.scales, options, range(N)).tokens)
 
-    greedy, noisy = distance(0.0), distance(4.5)
+    greedy, noisy, random = distance(0.0), distance(4.5), distance(1e4)
     assert greedy > 5 * toy.floor(N)
     assert noisy < greedy / 2
+    assert random < toy.floor(N)  # noise alone decides
+
+
+def test_a_random_corrector_of_one_token_reaches_the_joint_distribution_from_anywhere(toy):
+    """Gibbs sampling: from the product of the marginals, which one step gives, towards the joint distribution."""
+    n, distances = 4000, []
+    for steps in (0, 4, 30):
+        options = MaskGITSampling(steps=1, order="random", corrector_steps=steps, corrector_share=0.25, corrector="random")
+        tokens = sample_maskgit(toy.masked_logits, nothing(n), toy.scales, options, range(n)).tokens
+        distances.append(toy.total_variation(tokens))
+    assert distances[0] > 2 * distances[1] > 2 * toy.floor(n) > 2 * distances[2]
+
+
+def test_each_step_has_its_own_temperature():
+    """Cold at first, so hot in the end that the larger logit counts for nothing."""
+
+    def leaning(positions, n):
+        return TensorLogits([torch.tensor([1.0, 0.0]).expand(n, positions, 2)])
+
+    def masked_logits(tokens, masked, positions, rows, branches):
+        return leaning(positions.shape[1], len(rows))
+
+    def next_logits(tokens, branches):
+        return leaning(1, len(tokens))
+
+    options = {"temperature": 0.0, "final_temperature": 1e4}
+    parallel = MaskGITSampling(steps=2, schedule="linear", order="random", **options)
+    samples = sample_maskgit(masked_logits, nothing(1000), ((2, 2),), parallel, range(1000), trace=True)
+    first, last = samples.trace[0] >= 0, samples.trace[0] < 0
+    assert samples.tokens[first].eq(0).all()
+    assert samples.tokens[last].float().mean().item() == pytest.approx(0.5, abs=0.05)
+    serial = sample_autoregressive(next_logits, nothing(1000), ARSampling(**options), range(1000)).tokens
+    assert serial[:, 0].eq(0).all() and serial[:, 3].float().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_a_corrector_masks_its_share_of_the_sampled_tokens_and_draws_them_anew(order):
+    logits, given = RandomLogits(3), nothing(3, 16, 2)
+    given[1, :6] = 1
+    given[2] = 1
+    base = {"steps": 4, "order": order}
+    before = sample_maskgit(logits, given, logits.scales, MaskGITSampling(**base), range(3), trace=True)
+    for corrector in REMASKING:
+        logits.calls.clear()
+        options = MaskGITSampling(**base, corrector_steps=3, corrector_share=0.25, corrector=corrector)
+        samples = sample_maskgit(logits, given, logits.scales, options, range(3), trace=True)
+        assert len(samples.trace) == 7 and samples.trace[3].equal(before.tokens)
+        assert {rows == [0, 1] for rows, _, _ in logits.calls} == {True}
+        changed = torch.stack([(a != b).any(-1).sum(1) for a, b in zip(samples.trace[3:], samples.trace[4:], strict=False)])
+        assert (changed <= torch.tensor([4, 2, 0])).all() and changed[:, 0].sum() > 0  # a quarter of 16 and of 10
+        assert samples.tokens[1, :6].eq(1).all() and (samples.tokens >= 0).all()
+
+
+def test_the_confident_corrector_redraws_what_was_least_likely():
+    class Peaked:
+        """Position i has its most likely value with odds that grow with i; everything is drawn alike at first."""
+
+        sizes, independent, asked = (2,), True, []
+
+        def __init__(self, positions):
+            self.positions = positions
+            self.asked.append(positions.sort(dim=1).values)
+
+        def __call__(self, j, places, before):
+            margin = self.positions.flatten()[places].float()
+            return torch.stack([margin, torch.zeros_like(margin)], dim=1)
+
+    def peaked(tokens, masked, positions, rows, branches):
+        return Peaked(positions)
+
+    options = MaskGITSampling(steps=1, temperature=0.0, corrector_steps=2, corrector_share=0.25, corrector="confidence")
+    sample_maskgit(peaked, nothing(2, 8), ((2, 4),), options, range(2))
+    assert [asked.tolist() for asked in Peaked.asked[1:]] == [[[0, 1], [0, 1]]] * 2
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -151,7 +215,16 @@ def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype):
     hole[0], hole[-1] = False, True
     given = torch.where(hole[..., None], UNKNOWN, full)
     before, state = given.clone(), torch.get_rng_state()
-    options = MaskGITSampling(steps=5, order=order, choice_temperature=20.0, guidance_scale=3.0, guidance_schedule="linear")
+    options = MaskGITSampling(
+        steps=5,
+        order=order,
+        choice_temperature=20.0,
+        guidance_scale=3.0,
+        guidance_schedule="linear",
+        final_temperature=0.0,
+        corrector_steps=2,
+        corrector_share=0.6,
+    )
     samples = sample_maskgit(logits, given, logits.scales, options, range(b), trace=True)
     assert given.equal(before) and torch.get_rng_state().equal(state)
     for grid in [*samples.trace, samples.tokens]:
@@ -182,9 +255,20 @@ def test_counts_fall_to_zero_and_more_steps_than_tokens_change_nothing(order, sc
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_image_is_the_same_alone_and_in_a_batch(order):
+@pytest.mark.parametrize("corrector", REMASKING)
+def test_an_image_is_the_same_alone_and_in_a_batch(order, corrector):
     logits = RandomLogits(8)
-    options = MaskGITSampling(steps=6, order=order, guidance_scale=2.0, guidance_schedule="linear")
+    options = MaskGITSampling(
+        steps=6,
+        order=order,
+        guidance_scale=2.0,
+        guidance_schedule="linear",
+        temperature=1.3,
+        final_temperature=0.5,
+        corrector_steps=2,
+        corrector_share=0.3,
+        corrector=corrector,
+    )
     given = nothing(8, 16, 2)
     given[2, 3:9] = 2
     together = sample_maskgit(logits, given, logits.scales, options, range(8)).tokens
@@ -250,41 +334,6 @@ def test_planned_orders_ask_for_logits_only_where_they_reveal():
     assert sum(positions for _, _, positions in logits.calls) == 16
 
 
-def test_draw_follows_temperature_top_k_and_top_p():
-    logits = torch.tensor([1.0, 3.0, 2.0, -50.0, 2.5])
-    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
-
-    def shares(**options):
-        drawn = draw(logits.expand(len(uniform), -1), uniform, ARSampling(**options))
-        return drawn.bincount(minlength=5) / len(uniform)
-
-    def expected(kept, temperature=1.0):
-        return (logits / temperature).masked_fill(~torch.tensor(kept), -torch.inf).softmax(0)
-
-    everything = [True] * 5
-    torch.testing.assert_close(shares(), expected(everything), atol=0.006, rtol=0)
-    torch.testing.assert_close(shares(temperature=2.0), expected(everything, 2.0), atol=0.006, rtol=0)
-    torch.testing.assert_close(shares(top_k=2), expected([False, True, False, False, True]), atol=0.006, rtol=0)
-    # 0.474 and 0.287 are the two largest: 0.7 needs both, 0.77 the third as well
-    torch.testing.assert_close(shares(top_p=0.7), expected([False, True, False, False, True]), atol=0.006, rtol=0)
-    torch.testing.assert_close(shares(top_p=0.77), expected([False, True, True, False, True]), atol=0.006, rtol=0)
-    assert shares(temperature=0.0).tolist() == shares(top_k=1).tolist() == shares(top_p=0.01).tolist() == [0, 1, 0, 0, 0]
-
-
-def test_draw_never_takes_a_token_without_probability():
-    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf])
-    edges = torch.tensor([0.0, 1e-30, 0.5, 1 - 2**-24])
-    for options in (ARSampling(), ARSampling(top_k=4), ARSampling(top_p=1.0)):
-        assert set(draw(logits.expand(4, -1), edges, options).tolist()) <= {1, 3}
-
-
-def test_draw_stays_inside_the_kept_tokens_however_the_sum_rounds():
-    logits = torch.randn(20_000, 50, generator=torch.Generator().manual_seed(0))
-    logits[:, 40:] = -torch.inf
-    drawn = draw(logits, torch.full((20_000,), 1 - 2**-24), ARSampling())
-    assert drawn.max() < 40
-
-
 def test_the_indices_of_a_position_are_drawn_independently():
     def uniform(tokens, masked, positions, rows, branches):
         return TensorLogits([torch.zeros(*positions.shape, 3), torch.zeros(*positions.shape, 3)])
@@ -299,19 +348,13 @@ def test_the_indices_of_a_position_are_drawn_independently():
         assert (shares - 1 / 9).abs().max() < 0.015
 
 
-def test_draws_of_a_seed_do_not_depend_on_its_neighbours():
-    rng, alone = SampleRng([5, 9, 5]), SampleRng([9])
-    first = rng.uniform([0, 1, 2], 4, 2)
-    assert first[0].equal(first[2]) and first[1:2].equal(alone.uniform([0], 4, 2))
-    assert rng.uniform([1], 3).equal(alone.uniform([0], 3))
-
-
 @pytest.mark.parametrize("kind", [MaskGITSampling, ARSampling])
 @pytest.mark.parametrize(
     "options",
     [
         {"temperature": -1.0},
         {"temperature": float("nan")},
+        {"final_temperature": -0.1},
         {"guidance_scale": -0.5},
         {"guidance_schedule": "consant"},
         {"guidance_interval": (0.7, 0.2)},
@@ -327,7 +370,18 @@ def test_bad_options_are_refused_in_one_line(kind, options):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}, {"choice_temperature": -1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"order": "hilton"},
+        {"schedule": "acos"},
+        {"choice_temperature": -1.0},
+        {"corrector_steps": -1},
+        {"corrector_share": 0.0},
+        {"corrector": "confidense"},
+    ],
+)
 def test_bad_maskgit_options_are_refused_in_one_line(options):
     with pytest.raises(UserError, match=next(iter(options))):
         MaskGITSampling(**options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stage2_prior.sampling import MaskGITSampling
+from stage2_prior.sampling import ARSampling, MaskGITSampling
 from stage2_prior.schedules import MASK_SCHEDULES, mask_counts, reveal_counts
 
 
@@ -73,3 +73,11 @@ def test_guidance_schedules_reach_the_scale_and_keep_to_their_interval():
     assert cosine.scale(0.5, 0.0) == pytest.approx(2 - math.cos(math.pi / 4))  # 1 + 2 (1 - cos(pi / 4)) / 2
     interval = MaskGITSampling(guidance_scale=3.0, guidance_interval=(0.25, 0.5))
     assert [interval.scale(done, 0.0) for done in (0.0, 0.25, 0.49, 0.5)] == [1.0, 3.0, 3.0, 1.0]
+
+
+def test_temperatures_move_in_equal_steps_from_the_first_to_the_last():
+    constant, falling = MaskGITSampling(temperature=0.8), ARSampling(temperature=1.3, final_temperature=0.5)
+    assert [constant.temperature_at(step, 5) for step in range(5)] == [0.8] * 5
+    assert [falling.temperature_at(step, 5) for step in range(6)] == pytest.approx([1.3, 1.1, 0.9, 0.7, 0.5, 0.5])
+    assert falling.temperature_at(0, 1) == 1.3
+    assert (falling.cut.coldest, falling.cut.hottest) == (0.5, 1.3) and constant.cut.coldest == constant.cut.hottest == 0.8

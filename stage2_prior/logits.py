@@ -1,0 +1,99 @@
+"""What samplers are given: logits of a model that they know nothing else of, worked out as they are asked for; and guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Logits(Protocol):
+    """Logits at n positions, worked out for some of them as they are asked for; `sizes` says how many each index has,
+    `independent` whether they are the same whatever the indices before it."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def independent(self) -> bool: ...
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        """Of index j at some of the positions, where the indices before it have these values."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorLogits:
+    """The logits of a model that gives them all at once: a tensor "... k" per index."""
+
+    tensors: list[Float[Tensor, "... _k"]]
+    independent = True
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(tensor.shape[-1] for tensor in self.tensors)
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        return self.tensors[j].flatten(0, -2)[places]
+
+
+@runtime_checkable
+class MaskedLogits(Protocol):
+    """Logits at `positions`, row by row, for every branch in turn: the branches (True: with the label, False: without)
+    follow each other. `rows` says which samples of the batch these are; the values of masked tokens mean nothing."""
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "r t d"],
+        masked: Bool[Tensor, "r t"],
+        positions: Int[Tensor, "r m"],
+        rows: Int[Tensor, " r"],
+        branches: tuple[bool, ...],
+    ) -> Logits: ...
+
+
+@runtime_checkable
+class NextLogits(Protocol):
+    """Logits of the token that follows `tokens`, sample by sample, for every branch in turn.
+
+    Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
+
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> Logits: ...
+
+
+@dataclass(frozen=True)
+class GuidedLogits:
+    """Float32 logits of two branches, the conditional one's first, combined with a scale for every place; or of one branch."""
+
+    branches: Logits
+    scales: Float[Tensor, " n"] | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.branches.sizes
+
+    @property
+    def independent(self) -> bool:
+        return self.branches.independent
+
+    def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
+        conditional = self.branches(j, places, before).float()
+        if self.scales is None:
+            return conditional
+        unconditional = self.branches(j, places + len(self.scales), before).float()
+        return torch.lerp(unconditional, conditional, self.scales[places, None])
+
+
+def guide(
+    logits: Callable[[tuple[bool, ...]], Logits], scales: list[float], positions: int, device: torch.device
+) -> GuidedLogits:
+    """Guided logits, one scale per sample of so many positions: a single branch where that is all that any sample asks for."""
+    if all(scale == 1 for scale in scales) or all(scale == 0 for scale in scales):
+        return GuidedLogits(logits((scales[0] == 1,)), None)
+    weights = torch.tensor(scales, dtype=torch.float32, device=device).repeat_interleave(positions)
+    return GuidedLogits(logits((True, False)), weights)
