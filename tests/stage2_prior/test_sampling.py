@@ -147,12 +147,12 @@ def test_each_step_has_its_own_temperature():
         return leaning(1, len(tokens))
 
     options = {"temperature": 0.0, "final_temperature": 1e4}
-    parallel = MaskGITSampling(steps=2, schedule="linear", order="random", **options)
+    parallel = MaskGITSampling(steps=2, schedule="linear", order="random", **options)  # pyright: ignore[reportArgumentType]
     samples = sample_maskgit(masked_logits, nothing(1000), ((2, 2),), parallel, range(1000), trace=True)
     first, last = samples.trace[0] >= 0, samples.trace[0] < 0
     assert samples.tokens[first].eq(0).all()
     assert samples.tokens[last].float().mean().item() == pytest.approx(0.5, abs=0.05)
-    serial = sample_autoregressive(next_logits, nothing(1000), ARSampling(**options), range(1000)).tokens
+    serial = sample_autoregressive(next_logits, nothing(1000), ARSampling(**options), range(1000)).tokens  # pyright: ignore[reportArgumentType]
     assert serial[:, 0].eq(0).all() and serial[:, 3].float().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
