@@ -10,13 +10,10 @@ Memory is the peak beyond what lies there before: weights, moments, tokens. Writ
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.measuring import Memory, in_a_process
 from pipeline.core.command import run_command
 from pipeline.core.files import write_json
 from pipeline.core.run_folder import versions
@@ -98,8 +96,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
     found: list[list[dict[str, float]]] = [[] for _ in cases]
     for number in range(arguments.rounds):
         for case, results in zip(cases, found, strict=True):
-            command = [sys.executable, "-m", "benchmarks.large_vocabulary", "--case", json.dumps(case)]
-            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            results.append(in_a_process("benchmarks.large_vocabulary", case))
             label = f"K = {case['codes']:7,d}  {case['head']:9s}  {case['writing']:8s}"
             print(f"round {number + 1}  {label}  {results[-1]}", flush=True)
         rows = [
@@ -175,24 +172,11 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
 
 def peak(work: Callable[[], None], device: torch.device) -> float:
-    """Megabytes that this takes, at its height, beyond what is held before: resident ones on a CPU (Linux), else allocated."""
+    """Megabytes that this takes, at its height, beyond what is held before."""
     gc.collect()
-    if device.type != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = resident("VmRSS")
+    memory = Memory(device)
     work()
-    return (resident("VmHWM") - before) / 1e6
-
-
-def resident(name: str) -> float:
-    """A line of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    return memory.peak() / 1e6
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:

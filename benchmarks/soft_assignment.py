@@ -24,8 +24,6 @@ import json
 import re
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -37,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.measuring import Memory, in_a_process
 from benchmarks.soft_assignment_plot import draw
 from pipeline.core.command import run_command
 from pipeline.core.files import read_json, write_json
@@ -81,7 +80,7 @@ def main() -> None:
             row = {**asdict(case), "repeat": repeat}
             if key(row) in done:
                 continue
-            row |= in_a_process(case)
+            row |= in_a_process("benchmarks.soft_assignment", asdict(case))
             result["rows"].append(row)
             result |= {"versions": versions(), "summary": summary(result["rows"])}
             write_json(out, result)
@@ -127,15 +126,6 @@ def describe(row: dict[str, Any]) -> str:
     return f"{case} {unit} {row['seconds']:8.3f} s {row['peak_mb']:7.0f} MB  {row['skipped']:8.3%} skipped"
 
 
-def in_a_process(case: Case) -> dict[str, Any]:
-    """The measurement of a case by a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.soft_assignment", "--case", json.dumps(asdict(case))]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"{case}: {run.stderr[-2000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def measure(case: Case) -> dict[str, Any]:
     """Seconds, CPU seconds and peak megabytes of a step, and what the assignment is like."""
     torch.set_flush_denormal(True)
@@ -179,26 +169,6 @@ def data(codes: int, rank: int, device: str) -> tuple[Tensor, Tensor]:
     points = [torch.randn(count, rank, generator=generator) @ mixing for count in (VECTORS, codes)]
     z, codebook = (F.layer_norm(part, (CHANNELS,)).to(device) for part in points)
     return z, codebook
-
-
-class Memory:
-    """The most memory in use since its making, beyond what was in use then, in bytes."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device != "cpu"
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-        self.before = torch.cuda.memory_allocated() if self.cuda else self._resident("VmRSS")
-
-    def peak(self) -> int:
-        return (torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")) - self.before
-
-    def _resident(self, name: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) * 1024
 
 
 def published(z: Tensor, codebook: Tensor, cotangent: Tensor, tau: float) -> dict[str, float]:

@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
-import re
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from benchmarks.measuring import forget_peak, resident
 from eval.metrics import psnr
 from pipeline.api import load_tokenizer
 from pipeline.core.code_usage import code_usage
@@ -77,7 +76,7 @@ def before_training(config: Stage1Config, dataset: ImageDataset, validation: UIn
     """
     accelerator = start_accelerator(config.precision, "none", Path(config.run))
     batch = next(iter(image_batches(dataset, 0, config.batch_size, config.batch_size)))["image"].float() / 127.5 - 1
-    before = resident_mb("VmRSS")
+    before = resident("VmRSS")
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tokenizer = build_tokenizer(config)
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # as `train` does
@@ -103,7 +102,7 @@ def before_training(config: Stage1Config, dataset: ImageDataset, validation: UIn
         "training_gap": gap,
         "trained_parameters": sum(p.numel() for p in tokenizer.quantizer.parameters() if p.requires_grad),
         "ms_per_step": 1000 * statistics.median(seconds[2:]),
-        "peak_mb": resident_mb("VmHWM") - before,
+        "peak_mb": (resident("VmHWM") - before) / 2**20,
     }
 
 
@@ -135,19 +134,6 @@ def quality(tokenizer: Tokenizer, images: UInt8[Tensor, "n 3 y x"]) -> dict[str,
         "nominal_bits": spec.bits_per_image / positions,
         "effective_bits": usage.effective_bits * spec.t / positions,
     }
-
-
-def resident_mb(field: str) -> float:
-    """MiB of this process: "VmRSS" now, "VmHWM" at most since `forget_peak`."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def forget_peak() -> None:
-    """Give freed memory back to the system, and count the peak from here."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""What the benchmarks measure with: a process of its own for each case, and the peak of its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def in_a_process(module: str, case: dict[str, Any]) -> dict[str, Any]:
+    """What `python -m module --case …` prints on its last line, by a fresh process; RuntimeError with its errors."""
+    run = subprocess.run([sys.executable, "-m", module, "--case", json.dumps(case)], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{case}: {run.stderr[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+class Memory:
+    """The most memory in use since its making, beyond what was in use then: resident on a CPU (Linux), else allocated."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.cuda = torch.device(device).type != "cpu"
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            forget_peak()
+        self.before = torch.cuda.memory_allocated() if self.cuda else resident("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes."""
+        return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.before
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most since `forget_peak`."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Give freed memory back to the system, and count the peak from here."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
