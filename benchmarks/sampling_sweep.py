@@ -21,7 +21,15 @@ from eval.evaluate import SAMPLING
 from eval.features import extract
 from eval.judge import Judge
 from eval.measures import set_metrics
-from pipeline.api import ImageGenerator, load_data, load_pipeline, prior_folder, tokenizer_folder, weights_sha256
+from pipeline.api import (
+    ImageGenerator,
+    load_data,
+    load_pipeline,
+    load_tokenizer,
+    prior_folder,
+    tokenizer_folder,
+    weights_sha256,
+)
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.files import read_json, write_json
@@ -58,7 +66,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     torch.set_flush_denormal(True)
     tokenizer, config = arguments.tokenizer, load_config(EvalConfig, arguments.config, arguments.settings)
-    judge = Judge(load_data(**read_json(tokenizer_folder(tokenizer) / "training.json")["data"]), 32, config, "cpu")
+    data = load_data(**read_json(tokenizer_folder(tokenizer) / "training.json")["data"])
+    judge = Judge(data, load_tokenizer(tokenizer).spec.image_size[0], config, "cpu")
     result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {"rows": []}
     for path in arguments.priors:
         model = load_pipeline(path)
