@@ -71,7 +71,7 @@ def main() -> None:
         query=arguments.query,
         seeds=seeds,
         pipeline=arguments.pipeline and Path(arguments.pipeline),
-        prior=arguments.prior,
+        prior=arguments.prior or "maskgit",  # it sees what surrounds a hole on all sides
         options=options,
         box=hole,
         mask=arguments.mask,

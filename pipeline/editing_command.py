@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,64 +12,44 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.api import load_pipeline
 from pipeline.core.data.decode import UnreadableImage, center_crop, to_rgb
 from pipeline.core.errors import UserError
 from pipeline.editing import Images, Masks, inpaint, outpaint, vary
-from pipeline.generator import ImageGenerator
-from pipeline.sampling_command import described, newest_prior, save_grid
+from pipeline.sampling_command import Sampler, SampleRequest, open_sampler, save_grid
 
 GREY = 128  # of a hole in the picture that is shown beside its versions
 
 
 @dataclass(frozen=True)
-class EditRequest:
-    """What to edit, one of `box`, `mask`, `extend` and `vary`; `options` are the sampler's, None where its default holds."""
+class EditRequest(SampleRequest):
+    """What to edit, by one of `box`, `mask`, `extend` and `vary`, and what every request to sample says."""
 
     picture: Path
-    query: str
-    seeds: list[int]
-    pipeline: Path | None
-    prior: str | None
-    options: dict[str, Any]
     box: tuple[slice, slice] | None
     mask: Path | None
     extend: tuple[int, int, int, int] | None
     vary: float | None
-    out: Path
-    zoom: int | None
 
 
 def edit_to_file(request: EditRequest, dry_run: bool = False) -> None:
     """Make one version per seed and write them as one PNG, the picture before them."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    torch.set_flush_denormal(True)
-    path = request.pipeline or newest_prior(request.prior or "maskgit")  # it sees what surrounds a hole on all sides
-    model = load_pipeline(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    picture = read_picture(request.picture, model.tokenizer.spec.image_size[0])
+    sampler = open_sampler(request)
+    picture = read_picture(request.picture, sampler.model.tokenizer.spec.image_size[0])
     mask = hole(request, picture)
-    classes = model.classes(request.query)
-    labels = [label for label, _ in zip(cycle(classes), request.seeds, strict=False)]
-    names = ", ".join(described(model, label) for label in classes[:4]) + (", …" if len(classes) > 4 else "")
-    sampling = model.options(**request.options)
+    count = len(sampler.labels)
     if dry_run:
-        print(f"{request.picture}: {len(labels)} versions as {names} by {path}\n{sampling}\n-> {request.out}")
+        print(f"{request.picture}: {count} versions as {sampler.names} by {sampler.path}\n{sampler.sampling}\n-> {request.out}")
         return
-    shown, versions = edit(model, picture, mask, labels, request, sampling)
+    shown, versions = edit(sampler, picture, mask, request)
     save_grid(torch.cat([shown[None], versions]), request.out, request.zoom)
-    print(f"{request.out}: the picture and {len(labels)} version{'s' * (len(labels) > 1)} as {names} by {path}")
+    print(f"{request.out}: the picture and {count} version{'s' * (count > 1)} as {sampler.names} by {sampler.path}")
 
 
 def edit(
-    model: ImageGenerator,
-    picture: UInt8[Tensor, "3 y x"],
-    mask: Masks | None,
-    labels: list[int],
-    request: EditRequest,
-    sampling: Any,
+    sampler: Sampler, picture: UInt8[Tensor, "3 y x"], mask: Masks | None, request: EditRequest
 ) -> tuple[UInt8[Tensor, "3 y2 x2"], UInt8[Tensor, "b 3 y2 x2"]]:
     """The picture as it is shown, and its versions of the same size."""
+    model, labels, sampling = sampler.model, sampler.labels, sampler.sampling
     images: Images = picture.expand(len(labels), -1, -1, -1)
     if request.extend is not None:
         top, bottom, left, right = request.extend

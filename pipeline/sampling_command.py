@@ -39,28 +39,45 @@ class SampleRequest:
     zoom: int | None
 
 
-def sample_to_file(request: SampleRequest, dry_run: bool = False) -> None:
-    """Sample one image per seed and write them as one PNG, in a square grid."""
+@dataclass(frozen=True)
+class Sampler:
+    """A pipeline that is ready to answer a request: `labels`, one per seed, of the classes that `names` tells."""
+
+    path: Path
+    model: ImageGenerator
+    labels: list[int]
+    names: str
+    sampling: Any
+
+
+def open_sampler(request: SampleRequest) -> Sampler:
+    """Load the request's pipeline, and find its classes, which take turns over the seeds."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)
     path = request.pipeline or newest_prior(request.prior)
-    generator = load_pipeline(path)
-    generator.to("cuda" if torch.cuda.is_available() else "cpu")
-    classes = generator.classes(request.query)
+    model = load_pipeline(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    classes = model.classes(request.query)
     labels = [label for label, _ in zip(cycle(classes), request.seeds, strict=False)]
-    sampling = generator.options(**request.options)
-    names = ", ".join(described(generator, label) for label in classes[:4]) + (", …" if len(classes) > 4 else "")
+    names = ", ".join(described(model, label) for label in classes[:4]) + (", …" if len(classes) > 4 else "")
+    return Sampler(path, model, labels, names, model.options(**request.options))
+
+
+def sample_to_file(request: SampleRequest, dry_run: bool = False) -> None:
+    """Sample one image per seed and write them as one PNG, in a square grid."""
+    sampler = open_sampler(request)
+    count = len(sampler.labels)
     if dry_run:
-        print(f"{path}: {len(labels)} images of {names}\n{sampling}\n-> {request.out}")
+        print(f"{sampler.path}: {count} images of {sampler.names}\n{sampler.sampling}\n-> {request.out}")
         return
     images = []
-    bar = progress_bar(len(labels), "sample", enabled=len(labels) > BATCH)
-    for batch in generator.batches(labels, request.seeds, sampling, BATCH):
+    bar = progress_bar(count, "sample", enabled=count > BATCH)
+    for batch in sampler.model.batches(sampler.labels, request.seeds, sampler.sampling, BATCH):
         images.append(batch.cpu())
         bar.update(len(batch))
     bar.close()
     save_grid(torch.cat(images), request.out, request.zoom)
-    print(f"{request.out}: {len(labels)} image{'s' * (len(labels) > 1)} of {names} from {path}")
+    print(f"{request.out}: {count} image{'s' * (count > 1)} of {sampler.names} from {sampler.path}")
 
 
 def newest_prior(kind: str | None) -> Path:
