@@ -62,6 +62,19 @@ DISTANCES = 1 << 36  # half a minute on two CPU cores, for short vectors
 STARTS = ("distinct", "kmeans")
 
 
+@torch.no_grad()
+def average_shares(shares: Float[Tensor, " k"], new_counts: Float[Tensor, " k"], memory: float) -> Float[Tensor, ""]:
+    """Moves the average shares of the codes by what was counted since the last call, in place, and counts anew.
+
+    Gives 1, or 0 where nothing was counted, in which case nothing moves: calls without a forward between them are one.
+    """
+    counted = new_counts.sum()
+    seen = (counted > 0).to(shares)
+    shares.lerp_(new_counts / counted.clamp_min(1), (1 - memory) * seen)
+    new_counts.zero_()
+    return seen
+
+
 def cluster_counts(index: Int[Tensor, " n"], like: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     """How many vectors each code has (without bincount, which makes a GPU wait)."""
     return torch.zeros_like(like).index_add_(0, index, torch.ones_like(index, dtype=like.dtype))

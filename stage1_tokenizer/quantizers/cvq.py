@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.codebooks import STARTS, cluster_counts, start_from_data
+from stage1_tokenizer.quantizers.codebooks import STARTS, average_shares, cluster_counts, start_from_data
 from stage1_tokenizer.quantizers.distortion import codebook_and_commitment
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.global_batch import gather, global_sum
@@ -65,12 +65,9 @@ class CVQ(Quantizer):
 
     @torch.no_grad()
     def anneal(self, progress: float) -> None:
-        counted = self.new_counts.sum()
-        seen = (counted > 0).to(self.shares)  # calls without a forward between are one
-        self.shares.lerp_(self.new_counts / counted.clamp_min(1), (1 - self.decay) * seen)
+        seen = average_shares(self.shares, self.new_counts, self.decay)
         pull = (-10 * len(self.shares) * self.shares / (1 - self.decay) - 1e-3).exp() * seen
         self.codebook.lerp_(self.anchors, pull[:, None])
-        self.new_counts.zero_()
         self.anchor_distances.fill_(torch.inf)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.codebooks import STARTS, Candidates, cluster_counts, start_from_data
+from stage1_tokenizer.quantizers.codebooks import STARTS, Candidates, average_shares, cluster_counts, start_from_data
 from stage1_tokenizer.quantizers.global_batch import global_sum
 from stage1_tokenizer.quantizers.interface import Quantizer
 from stage1_tokenizer.quantizers.options import one_of
@@ -62,10 +62,7 @@ class MixtureCodes(Quantizer):
     @torch.no_grad()
     def follow_record(self) -> None:
         """Moves the codes by what was recorded since the last call."""
-        counted = self.new_counts.sum()
-        seen = (counted > 0).to(self.shares)  # calls without a forward between are one
-        self.shares.lerp_(self.new_counts / counted.clamp_min(1), (1 - MEMORY) * seen)
-        self.new_counts.zero_()
+        average_shares(self.shares, self.new_counts, MEMORY)
         if self.mass_decay is not None:
             self._step(self.mass_decay)
         fair = 1 / len(self.shares)

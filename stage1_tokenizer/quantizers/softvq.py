@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizers.estimators import on_sphere
 from stage1_tokenizer.quantizers.information import negative_information
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
 from stage1_tokenizer.quantizers.nearest import nearest_codes
@@ -43,7 +44,7 @@ class SoftVQ(Quantizer):
         self.register_buffer("temperature", torch.tensor(float(temperature_start)))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
-        unit = F.normalize(z, dim=1, eps=1e-6)  # a zero vector's gradient grows by 1 / eps
+        unit = on_sphere(z)
         units = F.normalize(self.codebook, dim=1)
         if not self.training:
             index = nearest_codes(unit, units)[:, None]
