@@ -9,7 +9,7 @@ import torch
 Share = TypeVar("Share")
 Result = TypeVar("Result")
 MOST_THREADS = 16  # more would wait for Python's lock
-TILE = {"cpu": (512, 1 << 19)}  # most vectors of a tile, and its entries: on the CPU it stays in a core's cache
+TILE = {"cpu": (1024, 1 << 20)}  # most vectors of a tile, and its entries: on the CPU it stays in a core's cache
 TILE_ELSEWHERE = (4096, 1 << 26)
 
 
