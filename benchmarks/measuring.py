@@ -49,3 +49,11 @@ def forget_peak() -> None:
     """Give freed memory back to the system, and count the peak from here."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def device_name(device: str) -> str:
+    """The processor's name and number of cores, or the GPU's name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{model[0] if model else 'CPU'}, {torch.get_num_threads()} threads"

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measuring import Memory, in_a_process
+from benchmarks.measuring import Memory, device_name, in_a_process
 from benchmarks.soft_assignment_plot import draw
 from pipeline.core.command import run_command
 from pipeline.core.files import read_json, write_json
@@ -257,14 +257,6 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def device_name(device: str) -> str:
-    """The processor's name and number of cores, or the GPU's name."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{model[0] if model else 'CPU'}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

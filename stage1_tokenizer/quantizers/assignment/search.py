@@ -17,6 +17,7 @@ from stage1_tokenizer.quantizers.assignment.tiles import in_threads, shares, til
 
 GROUP = 16  # codes whose largest score is compared with the margin at once
 MOST_GROUPS = 0.6  # of the groups of a tile: with more, most codes of the tile are within the margin, or nearly
+PRUNED = 1 << 16  # codes listed in a tile: with fewer, none is dropped before the end
 MOST = 1 / 32  # of the codes may be within the margin on average: with more, computing all of them costs less
 
 
@@ -109,6 +110,7 @@ class _Tile:
         self.total = torch.zeros_like(self.best)  # sum of exp(logit - best)
         self.margin, self.least = margin(k, self.best.dtype) + farther, least_logit(self.best.dtype)
         self.most = len(self.left) * most_listed(n, k, self.left.shape[1])
+        self.length, self.room = 0, min(self.most, PRUNED)  # of the list: how long it is, and may be before it is pruned
         self.kept = [(self.index[:0].int(), self.index[:0].int(), self.best[:0])]  # row, column, logit
 
     def see(self, logits: Float[Tensor, "r t"], start: int) -> None:
@@ -148,19 +150,18 @@ class _Tile:
         entry, member = (some > (self.best - self.margin)[row, None]).nonzero().unbind(1)
         column = start + group[entry] * GROUP + member
         self.kept.append((row[entry].int(), column.int(), some[entry, member]))
-        if self._length() > self.most:
+        self.length += len(entry)
+        if self.length > self.room:
             self._prune()
-            if self._length() > self.most / 2:
+            self.room = min(self.most, max(PRUNED, 2 * self.length))  # so that the list is never much longer than it must be
+            if self.length > self.most / 2:
                 self._stop_listing(self.best)
-
-    def _length(self) -> int:
-        return sum(len(part[0]) for part in self.kept)
 
     def _prune(self) -> None:
         """The best has risen since some were listed."""
         row, column, logit = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         stays = (logit > (self.best - self.margin).index_select(0, row)).nonzero().squeeze(1)
-        self.kept = [(row[stays], column[stays], logit[stays])]
+        self.kept, self.length = [(row[stays], column[stays], logit[stays])], len(stays)
 
     def _stop_listing(self, best: Tensor) -> None:
         """They are too many: from here on weights are summed, and other sweeps compute them all."""

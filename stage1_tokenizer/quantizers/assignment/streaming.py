@@ -82,6 +82,7 @@ class StreamingAssignment(torch.autograd.Function):
             h.sub_(less.index_select(0, row)).mul_(p)
             to_left = lists.averages(h, scores.right(slice(0, k)))
             by_code = lists.by_code(h, p)
+            del h, of_codes  # as long as the lists, at the height of what is held
 
             rows = WholeRows.of(scores, averaged, shift, whole)
             if len(whole) and cotangents[3] is not None:
