@@ -54,5 +54,5 @@ def _schedule(axis: Axes, rows: Rows) -> None:
             other.semilogx(tau, [100 * share for share in skipped], ":", marker=marker, color="C1")
     axis.set(xlabel="τ (16,384 codes)", ylabel="seconds", ylim=(0, None))
     axis.invert_xaxis()
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     other.set_ylabel("% of assignments not computed", color="C1")
