@@ -15,8 +15,8 @@ EXAMPLES = """examples:
   python -m eval.benchmark configs/benchmark/demo.yaml seeds=[0] quantizers=[lgq,fsq]
 
 Trainings go to runs/benchmark/NAME, results to results/benchmark/NAME. Start the same command as often as you like, on as many
-machines as share these folders: they share the work, and no job runs twice at a time. Stopped or killed, it goes on where it was;
-what is measured is never measured again, also when runs/ is gone."""
+machines as share these folders: they share the work, and no job runs twice at a time. Stopped or killed, it goes on where it
+was; what is measured is never measured again, also when runs/ is gone."""
 
 
 def main() -> None:
@@ -28,13 +28,14 @@ def main() -> None:
     )
     parser.add_argument("config", metavar="FILE", help="a benchmark, for example configs/benchmark/demo.yaml")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top of the file, e.g. seeds=[0]")
-    parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one for each GPU; without GPUs one for each core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--threads", type=int, metavar="N", help="of a job's process (default: the cores shared out)")
     parser.add_argument("--dry-run", action="store_true", help="print the contract, the plan and its cost, then stop")
     parser.add_argument("--clean", action="store_true", help="delete checkpoints and tokens once they have been measured")
     parser.add_argument("--leave-after", type=float, metavar="MINUTES", help="leave when there was no work here for so long")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), metavar="FOLDER", help="default: runs/benchmark")
-    parser.add_argument("--results", type=Path, default=Path("results/benchmark"), metavar="FOLDER", help="default: results/benchmark")
+    results = Path("results/benchmark")
+    parser.add_argument("--results", type=Path, default=results, metavar="FOLDER", help="default: results/benchmark")
     arguments = parser.parse_intermixed_args()
     for name in ("jobs", "threads"):
         if (getattr(arguments, name) or 1) < 1:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from eval.benchmark.config import BenchmarkConfig, Method
-from eval.benchmark.plan import Job
+from eval.benchmark.plan import Job, all_jobs
 from eval.config import EvalConfig
 from pipeline.api import Stage1Config, Stage2Config, Tokenizer, at_budget, load_config, normalised_latents, token_grid
 from pipeline.core.config import to_dict
@@ -29,9 +29,13 @@ MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", *FREE_SETTI
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a budget. `given`: options that are not the shipped ones; `exact`: it spends the wanted bits, about."""
+    """A method at a budget of `bits` per position.
+
+    given: the benchmark's own options for it. exact: whether it spends these bits, within the tolerance.
+    """
 
     label: str
+    bits: float
     quantizer: dict[str, Any]
     given: dict[str, Any]
     normalised_latents: bool
@@ -46,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Contract:
-    """What all share, what differs, and where the rules are broken (then nothing starts)."""
+    """What all share, what differs, the ids of what will be measured, and where the rules are broken (then nothing starts)."""
 
     name: str
     seeds: list[int]
@@ -55,6 +59,7 @@ class Contract:
     stage2: dict[str, dict[str, Any]]
     evaluation: dict[str, Any]
     rows: list[Row]
+    measurements: list[str]
     violations: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +137,7 @@ def contract(settings: Settings) -> Contract:
     """Resolve all trainings and check that the comparison is fair."""
     config = settings.config
     rows = [_row(settings, method, bits) for bits in config.bits for method in config.quantizers]
+    first = next(iter(settings.stage1.values()))
     stage1 = {f"{label}-{bits:g}b-s{seed}": to_dict(value) for (label, bits, seed), value in settings.stage1.items()}
     violations = unequal(stage1)
     for (label, bits, seed), value in settings.stage1.items():
@@ -144,7 +150,7 @@ def contract(settings: Settings) -> Contract:
         name=config.name,
         seeds=list(config.seeds),
         tuning_trials=config.tuning.trials,
-        stage1=_shared(next(iter(stage1.values()))),
+        stage1=_shared(next(iter(stage1.values()))) | {"backbone.factor": first.backbone.factor},
         stage2={prior: _shared(to_dict(settings.stage2[prior, config.seeds[0]])) for prior in config.stage2},
         evaluation=settings.evaluation
         | {
@@ -154,6 +160,7 @@ def contract(settings: Settings) -> Contract:
             "perturbations": list(config.perturbations),
         },
         rows=rows,
+        measurements=sorted(id for id, job in all_jobs(config).items() if job.is_measurement),
         violations=violations,
     )
 
@@ -213,6 +220,7 @@ def _row(settings: Settings, method: Method, bits: float) -> Row:
     positions = settings.grid[0] * settings.grid[1]
     return Row(
         label=method.label,
+        bits=bits,
         quantizer=config.quantizer,
         given=dict(method.options),
         normalised_latents=config.backbone.latent_norm,

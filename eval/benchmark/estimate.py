@@ -67,7 +67,7 @@ def estimate(jobs: Iterable[Job], costs: Costs, slots: int) -> str:
         each = duration(seconds / len(found)) if sources != ["unknown"] else "?"
         lines.append(f"  {family:<22s} {len(found):5d} x {each:>9s}   {', '.join(sources)}")
     unknown = sorted({family for family, found in families.items() if any(source == "unknown" for _, source in found)})
-    lines.append(f"  in all {total / 3600:.1f} hours of work, {duration(total / slots)} with {slots} at a time")
+    lines.append(f"  in all {total / 3600:,.1f} hours of one process (of a GPU, where there are GPUs), {duration(total / slots)} with {slots} at a time")
     if unknown:
         lines.append(f"  not counted, since never measured here: {', '.join(unknown)}")
     return "\n".join(lines)

@@ -73,7 +73,8 @@ class Slots:
     def environment(self, slot: int, threads: int) -> dict[str, str]:
         """What a process in this slot is told."""
         device = {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}
-        return {"OMP_NUM_THREADS": str(threads), **device}
+        # unbuffered: what it says last stands last in its log
+        return {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **device}
 
 
 class Launcher:
