@@ -60,7 +60,7 @@ class Benchmark:
             why = "; ".join(self.folders[outdated[0]].outdated()[:2])
             lines[-1] += f"; {len(outdated)} more are of other settings and will be measured again ({outdated[0]}: {why})"
         if left:
-            lines += ["Left:", estimate(left.values(), self.costs, self.slots.count)]
+            lines += ["Left:", estimate(left.values(), self.costs, self.slots.count, bool(self.slots.devices))]
         return "\n".join(lines)
 
     def run(self, clean: bool = False, leave_after: float | None = None) -> None:

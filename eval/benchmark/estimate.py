@@ -54,8 +54,8 @@ class Costs:
         yield job.family
 
 
-def estimate(jobs: Iterable[Job], costs: Costs, slots: int) -> str:
-    """What is left, by kind: how many jobs, how long each, where that is from, and the sum over all slots."""
+def estimate(jobs: Iterable[Job], costs: Costs, slots: int, gpus: bool = False) -> str:
+    """What is left, by kind: how many jobs, how long each, where that is from, and the sum; `gpus`: one for each slot."""
     families: dict[str, list[tuple[float, Source]]] = {}
     for job in jobs:
         families.setdefault(job.family, []).append(costs.of(job))
@@ -67,7 +67,8 @@ def estimate(jobs: Iterable[Job], costs: Costs, slots: int) -> str:
         each = duration(seconds / len(found)) if sources != ["unknown"] else "?"
         lines.append(f"  {family:<22s} {len(found):5d} x {each:>9s}   {', '.join(sources)}")
     unknown = sorted({family for family, found in families.items() if any(source == "unknown" for _, source in found)})
-    lines.append(f"  in all {total / 3600:,.1f} hours of one process (of a GPU, where there are GPUs), {duration(total / slots)} with {slots} at a time")
+    what = "GPU-hours" if gpus else "hours of a process"
+    lines.append(f"  in all {total / 3600:,.1f} {what}, {duration(total / slots)} with {slots} at a time")
     if unknown:
         lines.append(f"  not counted, since never measured here: {', '.join(unknown)}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from eval.benchmark.launcher import Running, Standing, duration
 from eval.benchmark.plan import Job
 
 SHOWN = 8  # failures and jobs of other launchers
+RELEARN = 60.0  # seconds between looks at what jobs took
 QUIET = 300.0  # seconds between lines that say how things stand, where there is no terminal
 
 
@@ -33,7 +34,7 @@ class Table:
         self.name, self.jobs, self.folders, self.costs, self.slots = name, jobs, folders, costs, slots
         self.out = out or sys.stdout
         self.live = self.out.isatty()
-        self.drawn, self.drawn_at = 0, 0.0
+        self.drawn, self.drawn_at, self.learned_at = 0, 0.0, time.monotonic()
 
     def event(self, text: str) -> None:
         """A line that stays, above the table."""
@@ -47,6 +48,9 @@ class Table:
         if now - self.drawn_at < (1.0 if self.live else QUIET):
             return
         self.drawn_at = now
+        if now - self.learned_at > RELEARN:
+            self.costs.read(self.folders)
+            self.learned_at = now
         lines = self.lines(standing, running)
         if not self.live:
             self.event(lines[0])
