@@ -192,7 +192,7 @@ def text(agreed: Contract, tolerance: float) -> str:
         f"Bits per image equal within {tolerance:g} bits per position, else marked. Parameters are reported, not matched.",
         "",
     ]
-    table = [("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")]
+    table: list[tuple[str, ...]] = [("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")]
     for row in agreed.rows:
         table.append(
             (
