@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   python -m eval.benchmark configs/benchmark/demo.yaml --jobs 2         two processes at a time
   python -m eval.benchmark configs/benchmark/imagenet.yaml --clean      one process on each GPU; artifacts go when measured
   python -m eval.benchmark configs/benchmark/demo.yaml seeds=[0] quantizers=[lgq,fsq]
-  python -m eval.benchmark configs/benchmark/imagenet.yaml --submit 16 --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=1440
+  python -m eval.benchmark configs/benchmark/imagenet.yaml --submit 16 --slurm slurm_partition=gpu gpus_per_node=1
 
 Trainings go to runs/benchmark/NAME, results to results/benchmark/NAME. Start the same command as often as you like, on as many
 machines as share these folders: they share the work, and no job runs twice at a time. Stopped or killed, it goes on where it

@@ -192,7 +192,8 @@ def text(agreed: Contract, tolerance: float) -> str:
         f"Bits per image equal within {tolerance:g} bits per position, else marked. Parameters are reported, not matched.",
         "",
     ]
-    table: list[tuple[str, ...]] = [("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")]
+    titles = ("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")
+    table: list[tuple[str, ...]] = [titles]
     for row in agreed.rows:
         table.append(
             (

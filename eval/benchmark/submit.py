@@ -1,4 +1,4 @@
-"""Launchers as an array of SLURM tasks, through submitit: each works on the shared folders with one slot until nothing is left."""
+"""Launchers as an array of SLURM tasks, through submitit: each works on the shared folders with one slot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def submit(task: Task, number: int, options: Sequence[str], cluster: str = "slur
 
     options: key=value of submitit's own parameters, as in `slurm_partition=gpu`. cluster: "local" starts the tasks as processes
     of this machine, to try it. Near its time limit a task's training writes a snapshot; any start goes on from there. Raises
-    UserError where submitit is not installed or refuses an option. Tried with submitit's local executor; NOT on a SLURM cluster.
+    UserError where submitit is not installed or refuses an option. Tried with submitit's local executor, NOT on a cluster.
     """
     try:
         submitit: Any = importlib.import_module("submitit")
