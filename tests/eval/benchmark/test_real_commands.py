@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,20 @@ SMOKE = ["configs/benchmark/smoke.yaml", "quantizers=[fsq]", "--jobs", "1", "--t
 RUNS = Path("runs/benchmark/smoke")
 
 
+def stop(commands, folder: Path, condition: Callable[[], bool], number: int):
+    """Start the benchmark, send it a signal once the condition holds, or after minutes, and wait for its end."""
+    launcher = commands.start("eval.benchmark.__main__", *SMOKE, folder=folder)
+    try:
+        commands.poll(condition, 300)
+    finally:
+        os.kill(launcher, number)
+    return commands.wait(launcher)
+
+
 def test_killed_in_a_training_and_started_again_it_makes_the_same_tokenizer(commands, tmp_path):
     run = tmp_path / RUNS / "tokenizer/fsq-5b-s0"
-    first = commands.start("eval.benchmark.__main__", *SMOKE, folder=tmp_path)
-    commands.stop_when(first, lambda: any((run / "snapshots").glob("[0-9]*")))
-    second = commands.start("eval.benchmark.__main__", *SMOKE, folder=tmp_path)
-    stopped = commands.stop_when(second, lambda: '"done"' in (run / "job/state.json").read_text(), signal.SIGTERM)
+    stop(commands, tmp_path, lambda: any((run / "snapshots").glob("[0-9]*")), signal.SIGKILL)
+    stopped = stop(commands, tmp_path, lambda: '"done"' in (run / "job/state.json").read_text(), signal.SIGTERM)
     assert stopped.code == 143
     log = (run / "job/log.txt").read_text()
     assert "stopped by SIGTERM" in log and json.loads((run / "job/state.json").read_text())["attempts"] == 2
