@@ -8,7 +8,6 @@ goes on where it was stopped. Ends with an error where a method failed or did no
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,7 @@ from pipeline.core.files import write_text
 from stage1_tokenizer.backbone import token_grid
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.quantizers import QUANTIZERS
-from stage1_tokenizer.quantizers.budget import equal_bits
-from stage1_tokenizer.quantizers.catalogue import entry, settings
+from stage1_tokenizer.quantizers.catalogue import at_budget, normalised_latents
 from stage1_tokenizer.quantizers.options import one_of
 
 CONFIG = "configs/stage1/demo.yaml"
@@ -60,16 +58,9 @@ def main() -> None:
 
 
 def changes(name: str, bits: float, grid: tuple[int, int]) -> tuple[str, ...]:
-    """The settings of a method: its shipped options, brought to the bits where it can spend just these.
-
-    Latents are normalised but for levels per channel, as the backbone's docstring says.
-    """
-    options = settings(name)
-    del options["name"]
-    with contextlib.suppress(ValueError):  # the lattices have the bits they have: the row says how many
-        options = equal_bits(name, bits, options, grid)
-    normalised = "scalar levels" not in entry(name).family
-    return f"quantizer={json.dumps({'name': name, **options})}", f"backbone.latent_norm={json.dumps(normalised)}"
+    """The settings of a method: its shipped options, brought to the bits where it can spend just these."""
+    quantizer = at_budget(name, bits, {}, grid)  # where a method has the bits it has, the row says how many
+    return f"quantizer={json.dumps(quantizer)}", f"backbone.latent_norm={json.dumps(normalised_latents(name))}"
 
 
 def verdict(row: dict[str, Any]) -> str:

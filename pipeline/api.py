@@ -18,8 +18,12 @@ from pipeline.core.files import sha256
 from pipeline.core.token_spec import TokenSpec
 from pipeline.core.token_store import TokenStore, read_identity
 from pipeline.generator import ImageGenerator, to_uint8
+from stage1_tokenizer.backbone import token_grid
+from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.quantizers import build_quantizer
+from stage1_tokenizer.quantizers.catalogue import at_budget, normalised_latents
 from stage1_tokenizer.tokenizer import Tokenizer
+from stage2_prior.config import Stage2Config
 from stage2_prior.prior import Prior
 from stage2_prior.priors import open_prior
 
@@ -27,9 +31,12 @@ __all__ = [
     "ImageData",
     "ImageGenerator",
     "Prior",
+    "Stage1Config",
+    "Stage2Config",
     "TokenSpec",
     "TokenStore",
     "Tokenizer",
+    "at_budget",
     "build_quantizer",
     "find_classes",
     "find_runs",
@@ -38,8 +45,10 @@ __all__ = [
     "load_pipeline",
     "load_prior",
     "load_tokenizer",
+    "normalised_latents",
     "prior_folder",
     "to_uint8",
+    "token_grid",
     "tokenizer_folder",
     "weights_sha256",
 ]

@@ -16,6 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from eval.benchmark.config import BenchmarkConfig
 from eval.config import EvalConfig
 from pipeline.core.config import load_config
 from pipeline.core.errors import UserError
@@ -25,7 +26,12 @@ from stage2_prior.config import Stage2Config
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 CONFIGURATIONS = sorted((PROJECT / "configs").rglob("*.yaml"))
-SCHEMAS = {"stage1_tokenizer.train": Stage1Config, "stage2_prior.train": Stage2Config, "eval.run": EvalConfig}
+SCHEMAS = {
+    "stage1_tokenizer.train": Stage1Config,
+    "stage2_prior.train": Stage2Config,
+    "eval.run": EvalConfig,
+    "eval.benchmark.__main__": BenchmarkConfig,
+}
 COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "eval.report"]
 
 
@@ -80,7 +86,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, module: str, words: list[str]) -> arg
 def our_part(words: list[str]) -> tuple[str, list[str]]:
     """The module that a command line starts, and the words that are for it; the launcher's own are checked here."""
     if words[:2] == ["python", "-m"]:
-        return words[2], words[3:]
+        is_package = (PROJECT / words[2].replace(".", "/")).is_dir()
+        return f"{words[2]}.__main__" if is_package else words[2], words[3:]
     launcher = launch_command_parser().parse_args(words[2:])
     if launcher.config_file:
         load_config_from_file(str(PROJECT / launcher.config_file))

@@ -1,9 +1,11 @@
 """What there is to know of a quantizer without running it: from its class, its docstrings and its shipped settings."""
 
+import contextlib
 import functools
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import yaml
 
 from stage1_tokenizer.quantizers import QUANTIZERS, GridQuantizer, build_quantizer
-from stage1_tokenizer.quantizers.budget import budget_option
+from stage1_tokenizer.quantizers.budget import budget_option, equal_bits
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "quantizer"
 FAMILIES = {  # by the option that decides the number of bits
@@ -61,6 +63,20 @@ def entry(name: str) -> Entry:
 def settings(name: str) -> dict[str, Any]:
     """The shipped settings, the name among them."""
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def at_budget(name: str, bits: float, options: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
+    """The shipped settings, `options` on top, brought to these bits per position; as they are where it cannot spend them."""
+    given = settings(name) | dict(options)
+    del given["name"]
+    with contextlib.suppress(ValueError):  # the lattices have the bits they have
+        given = equal_bits(name, bits, given, grid)
+    return {"name": name, **given}
+
+
+def normalised_latents(name: str) -> bool:
+    """Whether a comparison gives it normalised latents: all but levels per channel, as the backbone's docstring says."""
+    return FAMILIES[budget_option(name)] != "scalar levels"
 
 
 def inferred(name: str) -> list[str]:

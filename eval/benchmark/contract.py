@@ -1,0 +1,269 @@
+"""The contract: what every training of a benchmark shares, what differs and by how much, checked before any starts.
+
+All settings of the tokenizers are the same but for the quantizer with its options, the normalisation of latents that its family
+needs, and the seed; those of the priors but for the seed and the tokens. Bits per image are the same within a tolerance, or the
+row says that the method has the bits it has. Parameters are reported, not matched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.benchmark.config import BenchmarkConfig, Method
+from eval.benchmark.plan import Job, all_jobs
+from eval.config import EvalConfig
+from pipeline.api import Stage1Config, Stage2Config, Tokenizer, at_budget, load_config, normalised_latents, token_grid
+from pipeline.core.config import to_dict
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
+from pipeline.core.run_folder import FREE_SETTINGS
+
+MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", *FREE_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a budget of `bits` per position.
+
+    given: the benchmark's own options for it. exact: whether it spends these bits, within the tolerance.
+    """
+
+    label: str
+    bits: float
+    quantizer: dict[str, Any]
+    given: dict[str, Any]
+    normalised_latents: bool
+    wanted_bits: float
+    bits_per_image: float
+    tokens: str
+    exact: bool
+    encoder: int
+    quantizer_parameters: int
+    decoder: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What all share, what differs, the ids of what will be measured, and where the rules are broken (then nothing starts)."""
+
+    name: str
+    seeds: list[int]
+    tuning_trials: int
+    stage1: dict[str, Any]
+    stage2: dict[str, dict[str, Any]]
+    evaluation: dict[str, Any]
+    rows: list[Row]
+    measurements: list[str]
+    violations: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+class Settings:
+    """The configurations of all jobs, resolved as their commands will resolve them."""
+
+    def __init__(self, config: BenchmarkConfig) -> None:
+        self.config = config
+        self.evaluation = to_dict(load_config(EvalConfig, config.eval, config.eval_settings))
+        base = load_config(Stage1Config, config.stage1, config.stage1_settings)
+        try:
+            self.grid = token_grid((base.image_size, base.image_size), base.backbone.factor)
+        except ValueError as error:
+            raise UserError(f"{config.stage1}: {error}") from None
+        self.quantizers = {
+            (method.label, bits): self._quantizer(method, bits) for method in config.quantizers for bits in config.bits
+        }
+        self.stage1 = {
+            (method.label, bits, seed): load_config(Stage1Config, config.stage1, self.tokenizer_settings(method, bits, seed))
+            for method in config.quantizers
+            for bits in config.bits
+            for seed in config.seeds
+        }
+        self.stage2 = {
+            (prior, seed): load_config(Stage2Config, file, [*self.prior_settings(seed), "run=runs/x", "tokens=runs/x"])
+            for prior, file in config.stage2.items()
+            for seed in config.seeds
+        }
+
+    def tokenizer_settings(self, method: Method, bits: float, seed: int) -> list[str]:
+        """What the command line of a tokenizer's training says, but for its folder."""
+        quantizer = self.quantizers[method.label, bits]
+        own = [f"quantizer={json.dumps(quantizer)}", f"backbone.latent_norm={json.dumps(normalised_latents(method.name))}"]
+        return [*self.config.stage1_settings, *own, f"seed={seed}"]
+
+    def prior_settings(self, seed: int) -> list[str]:
+        """What the command line of a prior's training says, but for its folder and its tokens."""
+        return [*self.config.stage2_settings, f"seed={seed}"]
+
+    def inputs(self, job: Job) -> dict[str, Any]:
+        """Every setting that decides what a job makes; where it works and how fast is none."""
+        if job.method is None or job.bits is None or job.seed is None:
+            first = next(iter(self.stage1.values()))
+            return {"data": first.data, "image_size": first.image_size, "eval": self.evaluation, "images": self.config.images}
+        inputs: dict[str, Any] = {
+            "given": _given(self.config.stage1_settings) | {"options": json.dumps(job.method.options, sort_keys=True)},
+            "stage1": _decisive(to_dict(self.stage1[job.method.label, job.bits, job.seed])),
+        }
+        if job.prior is not None:
+            inputs["given for the prior"] = _given(self.config.stage2_settings)
+            inputs["stage2"] = _decisive(to_dict(self.stage2[job.prior, job.seed]))
+        measuring: dict[str, dict[str, Any]] = {
+            "quality": {"perturbations": list(self.config.perturbations)},
+            "generation": {
+                "guidance": list(self.config.guidance.get(job.prior or "", ())),
+                "curve_images": self.config.curve_images,
+                "images": self.config.images,
+            },
+        }
+        return inputs | ({"eval": self.evaluation} | measuring[job.kind] if job.is_measurement else {})
+
+    def _quantizer(self, method: Method, bits: float) -> dict[str, Any]:
+        try:
+            return at_budget(method.name, bits, method.options, self.grid)
+        except FileNotFoundError:
+            load_config(Stage1Config, self.config.stage1, [f"quantizer={method.name}"])  # which says what is near
+            raise
+
+
+def contract(settings: Settings) -> Contract:
+    """Resolve all trainings and check that the comparison is fair."""
+    config = settings.config
+    rows = [_row(settings, method, bits) for bits in config.bits for method in config.quantizers]
+    first = next(iter(settings.stage1.values()))
+    stage1 = {f"{label}-{bits:g}b-s{seed}": to_dict(value) for (label, bits, seed), value in settings.stage1.items()}
+    violations = unequal(stage1)
+    for (label, bits, seed), value in settings.stage1.items():
+        needs = normalised_latents(value.quantizer["name"])
+        if value.backbone.latent_norm != needs:
+            violations.append(f"{label}-{bits:g}b-s{seed}: backbone.latent_norm is not {needs}, which its family needs")
+    for prior in config.stage2:
+        violations += unequal({f"{prior}, seed {seed}": to_dict(settings.stage2[prior, seed]) for seed in config.seeds})
+    return Contract(
+        name=config.name,
+        seeds=list(config.seeds),
+        tuning_trials=config.tuning.trials,
+        stage1=_shared(next(iter(stage1.values()))) | {"backbone.factor": first.backbone.factor},
+        stage2={prior: _shared(to_dict(settings.stage2[prior, config.seeds[0]])) for prior in config.stage2},
+        evaluation=settings.evaluation
+        | {
+            "guidance": {prior: list(scales) for prior, scales in config.guidance.items()},
+            "curve_images": config.curve_images,
+            "images": config.images,
+            "perturbations": list(config.perturbations),
+        },
+        rows=rows,
+        measurements=sorted(id for id, job in all_jobs(config).items() if job.is_measurement),
+        violations=violations,
+    )
+
+
+def unequal(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where configurations, by the trainings' names, differ from the first in more than they may; one line each."""
+    names = list(configs)
+    reference = _shared(configs[names[0]])
+    found = []
+    for name in names[1:]:
+        ours = _shared(configs[name])
+        for key in sorted(ours.keys() | reference.keys()):
+            if ours.get(key) != reference.get(key):
+                found.append(f"{name}: {key} is {ours.get(key)!r}, but {reference.get(key)!r} for {names[0]}")
+    return found
+
+
+def text(agreed: Contract, tolerance: float) -> str:
+    """The contract as a page for the terminal."""
+    lines = [f"Contract of the benchmark {agreed.name}", "", "Every tokenizer:"]
+    lines += [f"  {key}: {json.dumps(value)}" for key, value in agreed.stage1.items()]
+    for prior, values in agreed.stage2.items():
+        lines += ["", f"Every {prior} prior:"] + [f"  {key}: {json.dumps(value)}" for key, value in values.items()]
+    trials = agreed.tuning_trials
+    lines += [
+        "",
+        f"Seeds {', '.join(map(str, agreed.seeds))} for both stages; options of each method chosen from {trials} trainings"
+        f"{'' if trials else ': as shipped, tuned for none'}.",
+        f"Bits per image equal within {tolerance:g} bits per position, else marked. Parameters are reported, not matched.",
+        "",
+    ]
+    titles = ("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")
+    table: list[tuple[str, ...]] = [titles]
+    for row in agreed.rows:
+        table.append(
+            (
+                row.label,
+                f"{row.bits_per_image:.1f}" + ("" if row.exact else " (the bits it has)"),
+                row.tokens,
+                "normalised" if row.normalised_latents else "as they are",
+                *(f"{count / 1e6:.3f} M" for count in (row.encoder, row.quantizer_parameters, row.decoder)),
+                json.dumps(row.given) if row.given else "",
+            )
+        )
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines += ["", *(f"NOT FAIR: {violation}" for violation in agreed.violations)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(settings: Settings, method: Method, bits: float) -> Row:
+    config = settings.stage1[method.label, bits, settings.config.seeds[0]]
+    try:
+        with torch.device("meta"):  # shapes without memory or work
+            tokenizer = Tokenizer.create(config.image_size, config.backbone, config.quantizer, config.vision)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{settings.config.name}: {method.label}: {error}") from None
+    positions = settings.grid[0] * settings.grid[1]
+    return Row(
+        label=method.label,
+        bits=bits,
+        quantizer=config.quantizer,
+        given=dict(method.options),
+        normalised_latents=config.backbone.latent_norm,
+        wanted_bits=bits * positions,
+        bits_per_image=tokenizer.spec.bits_per_image,
+        tokens=str(tokenizer.spec),
+        exact=abs(tokenizer.spec.bits_per_image / positions - bits) <= settings.config.tolerance,
+        encoder=_count(tokenizer.encoder) + _count(tokenizer.to_code),
+        quantizer_parameters=_count(tokenizer.quantizer),
+        decoder=_count(tokenizer.decoder) + _count(tokenizer.from_code),
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _decisive(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in (*FREE_SETTINGS, "tokens")}
+
+
+def _given(settings: Sequence[str]) -> dict[str, list[str]]:
+    return {"settings": [text for text in settings if text.partition("=")[0] not in FREE_SETTINGS]}
+
+
+def _shared(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The settings that must be the same for all, flat."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if f"{place}{key}" in MAY_DIFFER:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _shared(value, f"{place}{key}.")
+        else:
+            flat[f"{place}{key}"] = value
+    return flat
+
+
+def write_contract(agreed: Contract, folder: Path) -> Path:
+    """Write contract.json beside the results, where the report finds it."""
+    path = folder / "contract.json"
+    value = json.dumps(agreed.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != value:
+        write_text(path, value)
+    return path
