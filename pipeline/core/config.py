@@ -6,6 +6,7 @@
 * A *component* is a field of type `dict[str, Any]`: it has a `name` and options. `quantizer: lgq` is short for
   `quantizer: {name: lgq}`, and `configs/quantizer/lgq.yaml` holds the defaults of its options. A new name drops the old
   options.
+* A part that has a `name` may be given by it alone: `[lgq, {name: fsq, label: big}]`. A `Mapping[str, kind]` takes any names.
 * An unknown key, a wrong type or a missing file is a `UserError` that says where, what and what to do.
 """
 
@@ -175,6 +176,8 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if dataclasses.is_dataclass(value):
             return value
+        if isinstance(value, str) and any(field.name == "name" for field in dataclasses.fields(kind)):
+            value = {"name": value}
         if not isinstance(value, Mapping):
             raise UserError(f"{place}: {value!r}; expected settings, for example {place.removeprefix('config.')}.name=value")
         return _build(kind, value, place)  # pyright: ignore[reportArgumentType]
@@ -194,6 +197,12 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
     if origin is dict or kind is dict:
         return _component(value, place)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{place}: {value!r}; expected names with their values, for example {{name: value}}")
+        return {str(key): _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return _plain(value)
     return _scalar(kind, value, place)
 
 
