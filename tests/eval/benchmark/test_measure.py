@@ -1,4 +1,4 @@
-"""The command eval.benchmark.measure on a tiny finished chain: what it writes, what it skips, and what other tools say of it."""
+"""The command eval.benchmark.measure on a tiny finished chain: what it writes and skips, and what other tools say of it."""
 
 import json
 
