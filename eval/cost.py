@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.core.config import read_yaml
 from pipeline.core.run_folder import read_stats
 
 SHOWN_RECORDS = 200  # of a training's statistics
+TEMPERATURES = ("temperature", "t")  # what quantizers call the buffer that holds it
 
 
 def flops_per_image(tokenizer: Tokenizer) -> int:
@@ -47,13 +49,28 @@ def training_cost(run: Path) -> dict[str, float | None]:
     }
 
 
-def training_course(run: Path) -> list[dict[str, Any]]:
-    """What the training logged, at most 200 records, evenly chosen, the last one among them; [] where it logged nothing."""
+def training_course(run: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What a tokenizer's training logged, at most 200 records, evenly chosen, first and last among them; [] for no log.
+
+    Two things are added where the quantizer has them. `temperature`: its schedule is a function of progress, so a copy is taken
+    through it again. `purity`: the mean of what the logged penalty, weight * (1 - purity), was made of.
+    """
     records = read_stats(run)
     if not records:
         return []
-    chosen = torch.linspace(0, len(records) - 1, min(len(records), SHOWN_RECORDS)).round().long().tolist()
-    return [{name: _rounded(value) for name, value in records[i].items()} for i in chosen]
+    quantizer = copy.deepcopy(tokenizer.quantizer)
+    weight = tokenizer.config["quantizer_config"].get("peak_weight")
+    course = []
+    for i in torch.linspace(0, len(records) - 1, min(len(records), SHOWN_RECORDS)).round().long().tolist():
+        record = {name: _rounded(value) for name, value in records[i].items()}
+        quantizer.anneal(min(1.0, record["images"] / records[-1]["images"]))
+        for name, value in quantizer.named_buffers():
+            if name.rpartition(".")[2] in TEMPERATURES and value.numel() == 1:
+                record.setdefault("temperature", _rounded(value.item()))
+        if weight and "quantizer/peak" in record:
+            record["purity"] = _rounded(1 - records[i]["quantizer/peak"] / weight)
+        course.append(record)
+    return course
 
 
 def _rounded(value: Any) -> Any:

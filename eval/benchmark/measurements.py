@@ -111,7 +111,7 @@ def quality(bench: Bench, tokenizer: Tokenizer, run: Path, folder: Path) -> Part
         "usage": usage_curve(usage),
         "pfd": curve,
         **_inside(tokenizer, torch.cat(kept)[:LATENTS], indices),
-        "training": training_course(run),
+        "training": training_course(run, tokenizer),
         "shown": {"tile": list(shown.shape[-2:]), "count": len(shown)},
         "perceptual_sha256": judge.perceptual.sha256,
     }
@@ -169,7 +169,6 @@ def generation(bench: Bench, model: ImageGenerator, scales: tuple[float, ...], r
             "train_seconds": training_cost(run)["train_seconds"],
             "images_per_second": round(len(labels) / clock.seconds, 2),
         },
-        "training": training_course(run),
         "samples": shown_sheet(judge, sheet),
         "nearest": {"tile": [judge.image_size] * 2, "count": len(order)},
     }

@@ -76,7 +76,10 @@ def test_a_tokenizer_is_measured_from_all_sides(measured):
     assert cost["train_seconds"] is None  # nobody recorded it
     assert len(details["geometry"]["codes"]) == 16 == len(details["geometry"]["count"])
     assert sum(details["geometry"]["count"]) == 48 * 16 == sum(details["usage"]["count"])
-    assert details["training"][-1]["images"] == 320 and "quantizer/peak" in details["training"][-1]
+    first, last = details["training"][0], details["training"][-1]
+    assert last["images"] == 320 and 0 < last["purity"] <= 1
+    assert first["temperature"] == pytest.approx(0.05 ** (24 / 320), rel=1e-4)  # LGQ's geometric schedule
+    assert last["temperature"] == pytest.approx(0.05, rel=1e-4)
 
 
 def test_a_prior_is_measured_at_the_scale_that_other_seeds_chose(measured):
