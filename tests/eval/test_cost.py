@@ -15,13 +15,13 @@ def make():
     backbone = {"patch": 4, "channels": [16], "layers": 1, "attention": False}
 
     def tokenizer(**quantizer):
-        return Tokenizer([16, 16], backbone, {"dim": 4, **quantizer}).eval()
+        return Tokenizer([16, 16], backbone, quantizer).eval()
 
     return tokenizer
 
 
 def test_operations_of_convolutions_and_products_are_those_by_hand(make):
-    tokenizer = make(name="vq", codebook_size=16)
+    tokenizer = make(name="vq", dim=4, codebook_size=16)
     seen = []
 
     def count(module, inputs, output):
@@ -47,18 +47,22 @@ def test_the_cost_of_a_training_is_what_its_launcher_recorded(tmp_path):
     assert training_cost(tmp_path) == {"train_seconds": 50.0, "ms_per_step": 250.0, "peak_mb": None}
 
 
+LGQ = {"name": "lgq", "dim": 4, "codebook_size": 8, "temperature_end": 0.25}
+PAPER = {"name": "lgq_paper", "dim": 4, "codebook_size": 8, "temperature_end": 0.2}
+
+
 @pytest.mark.parametrize(
     ("quantizer", "temperatures"),
     [
-        ({"name": "lgq", "codebook_size": 8, "temperature_end": 0.25}, [0.5, 0.25]),  # geometric
-        ({"name": "lgq_paper", "codebook_size": 8, "temperature_start": 1.0, "temperature_end": 0.2}, [0.6, 0.2]),  # linear
-        ({"name": "residual", "stages": 2, "base": {"name": "lgq", "codebook_size": 8, "temperature_end": 0.25}}, [0.5, 0.25]),
-        ({"name": "vq_ema", "codebook_size": 8}, None),
+        (LGQ | {"peak_weight": 0.01}, [0.5, 0.25]),  # geometric
+        (PAPER | {"peak_weight": 0.01}, [0.6, 0.2]),  # linear
+        ({"name": "residual", "depth": 2, "base": LGQ}, [0.5, 0.25]),
+        ({"name": "vq_ema", "dim": 4, "codebook_size": 8}, None),
     ],
-    ids=lambda value: value.get("name") if isinstance(value, dict) else "",
+    ids=["lgq", "lgq_paper", "residual", "vq_ema"],
 )
 def test_the_course_of_a_training(make, tmp_path, quantizer, temperatures):
-    tokenizer = make(peak_weight=0.01, **quantizer) if quantizer["name"].startswith("lgq") else make(**quantizer)
+    tokenizer = make(**quantizer)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     lines = [json.dumps({"images": images, "pixel": 0.1, "quantizer/peak": 0.002}) for images in (50, 100)]
     (tmp_path / "stats.jsonl").write_text("\n".join(lines) + "\n")
