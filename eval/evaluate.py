@@ -10,38 +10,35 @@ Every folder holds a result.json and the pictures it names.
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.config import EvalConfig, Sampling
-from eval.features import VERSION
-from eval.judge import Judge
-from eval.parts import Part, blurred_copy, decoded_copy, generation, real_images, reconstruction, validation_images
-from eval.results import FILE, Result, is_finished, read_result, write_result
+from eval.config import EvalConfig
+from eval.judge import Judge, training_data
+from eval.parts import (
+    blurred_copy,
+    decoded_copy,
+    generation,
+    real_images,
+    reconstruction,
+    sampling_options,
+    validation_images,
+)
+from eval.recording import Recorder
+from eval.results import FILE, read_result
 from pipeline.api import (
-    ImageGenerator,
     find_runs,
-    load_data,
     load_pipeline,
     load_tokenizer,
     prior_folder,
     tokenizer_folder,
     weights_sha256,
 )
-from pipeline.core.config import to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.core.run_folder import versions
-
-SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar"}  # where the configuration keeps a prior's options
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,14 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     out = request.out or path.parent / "eval"
     tokenizer = load_tokenizer(path)
     generators = {name: load_pipeline(prior) for name, prior in _named(priors).items()}
-    origin = read_json(tokenizer_folder(path) / "training.json")
-    data = load_data(**origin["data"])
-    if data.fingerprint != origin["data_fingerprint"]:
-        raise UserError(f"{path}: its images have changed since it was trained; restore them or train it again")
+    data = training_data(path)
     hashes = {"tokenizer": weights_sha256(tokenizer_folder(path))}
     hashes |= {name: weights_sha256(prior_folder(prior)) for name, prior in _named(priors).items()}
     for prior in priors:
         used = read_json(prior_folder(prior) / "tokens.json")["tokenizer_sha256"]
         if used != hashes["tokenizer"]:
             raise UserError(f"{prior}: learned the tokens of tokenizer {used[:12]}, not of {path} ({hashes['tokenizer'][:12]})")
-    options = {name: _sampling(model, request.config) for name, model in generators.items()}
+    options = {name: sampling_options(model, request.config) for name, model in generators.items()}
     if dry_run:
         print(f"{path}: {tokenizer.spec}\n" + "\n".join(f"{name}: {option}" for name, option in options.items()))
         print(f"{request.config}\n-> {out}")
@@ -81,64 +75,22 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     judge = Judge(data, tokenizer.spec.image_size[0], request.config, device)
     tokenizer.to(device)  # pyright: ignore[reportArgumentType]
 
-    run = _Runner(out, judge)
-    run.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder))
-    run.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge))
-    run.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge))
+    recorder = Recorder(out, judge)
+    recorder.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder))
+    recorder.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge))
+    recorder.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge))
     floor = read_result(out / "real" / FILE).metrics
     inputs: dict[str, Any] = {"tokenizer_sha256": hashes["tokenizer"]}
-    run.part("reconstruction", path.name, "reconstruction", inputs, lambda folder: reconstruction(judge, tokenizer, folder))
-    run.part("decoded", "Decoded copy", "yardstick", inputs, lambda folder: decoded_copy(judge, tokenizer))
+    measure = lambda folder: reconstruction(judge, tokenizer, folder)  # noqa: E731
+    recorder.part("reconstruction", path.name, "reconstruction", inputs, measure)
+    recorder.part("decoded", "Decoded copy", "yardstick", inputs, lambda folder: decoded_copy(judge, tokenizer))
     for name, model in generators.items():
         model.to(device)
         inputs = {"prior_sha256": hashes[name], "tokenizer_sha256": hashes["tokenizer"]}
         inputs |= {"sampling": dataclasses.asdict(options[name])}
         measure = lambda folder: generation(judge, model, options[name], floor, folder)  # noqa: B023, E731
-        run.part(name, name, "generation", inputs, measure)
+        recorder.part(name, name, "generation", inputs, measure)
     print(f"{out}: evaluated; python -m eval.report {out.parent} makes a page of it")
-
-
-class _Runner:
-    """Runs parts, or skips them where their result is there already."""
-
-    def __init__(self, out: Path, judge: Judge) -> None:
-        self.out, self.judge = out, judge
-
-    def part(self, folder: str, name: str, kind: str, inputs: dict[str, Any], measure: Callable[[Path], Part]) -> None:
-        place = self.out / folder
-        inputs = {
-            "version": VERSION,
-            "data_fingerprint": self.judge.data.fingerprint,
-            "extractor": self.judge.extractor.describe(),
-            "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling())),
-            **inputs,
-        }
-        inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
-        if is_finished(place, inputs):
-            print(f"{place}: finished before")
-            return
-        (place / FILE).unlink(missing_ok=True)
-        started, clock = datetime.now(UTC), time.monotonic()
-        found = measure(place)
-        result = Result(
-            name=name,
-            part=kind,
-            metrics=found.metrics,
-            extractor=self.judge.extractor.describe(),
-            reference=found.reference,
-            inputs=inputs,
-            versions=versions(),
-            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-            started=started.isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - clock, 1),
-            details=found.details,
-            pictures=found.pictures,
-        )
-        write_result(place, result)
-
-
-def _sampling(model: ImageGenerator, config: EvalConfig) -> Any:
-    return model.options(**dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__])))
 
 
 def _named(priors: list[Path]) -> dict[str, Path]:

@@ -46,7 +46,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as the metrics need them: the moments of all n, the features and labels of the first 10,000.
+    """Real images as the metrics need them: the moments of all n, the features and labels of the first of them.
 
     `id` is a hash of `key`, which says what the images are: the source's fingerprint, split, number, size, order and extractor.
     """
@@ -74,18 +74,23 @@ def extract(batches: ImageBatches, extractor: Extractor, total: int, description
 
 
 def reference(
-    cache: Path, key: dict[str, Any], batches: Callable[[], LabelledBatches], extractor: Extractor, total: int
+    cache: Path,
+    key: dict[str, Any],
+    batches: Callable[[], LabelledBatches],
+    extractor: Extractor,
+    total: int,
+    keep: int = KEPT,
 ) -> Reference:
     """The reference of that key, from the cache folder or measured and put there.
 
-    `batches` gives the images in random order, so that those which are kept are a fair sample.
+    `batches` gives the images in random order, so that the first `keep`, whose features are kept, are a fair sample.
     """
     full_key = {**key, "extractor": extractor.describe(), "version": VERSION}
     identity = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"reference-{identity}.safetensors"
     found = _read(path, identity, key)
     if found is None:
-        found = _measure_reference(identity, key, batches(), extractor, total)
+        found = _measure_reference(identity, key, batches(), extractor, total, keep)
         _write(path, found)
     return found
 
@@ -120,7 +125,7 @@ def _measure(
 
 
 def _measure_reference(
-    identity: str, key: dict[str, Any], batches: LabelledBatches, extractor: Extractor, total: int
+    identity: str, key: dict[str, Any], batches: LabelledBatches, extractor: Extractor, total: int, keep: int
 ) -> Reference:
     labels: list[Tensor] = []
 
@@ -131,7 +136,7 @@ def _measure_reference(
 
     parts, kept_pools, kept_logits, waiting, kept = [], [], [], [], 0
     for pool, logits in _measure(rechunk(images(), CHUNK), extractor, total, "features of the reference"):
-        if kept < KEPT:
+        if kept < keep:
             kept_pools.append(pool)
             kept_logits.append(logits)
             kept += len(pool)
@@ -143,7 +148,7 @@ def _measure_reference(
         parts.append(moments(torch.cat(waiting)))
     if sum(part.n for part in parts) < 2:
         raise UserError(f"reference: {sum(part.n for part in parts)} images; metrics need at least two")
-    features = Features(torch.cat(kept_pools)[:KEPT], torch.cat(kept_logits)[:KEPT])
+    features = Features(torch.cat(kept_pools)[:keep], torch.cat(kept_logits)[:keep])
     return Reference(identity, key, combine(parts), features, torch.cat(labels)[: len(features)])
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -17,14 +18,25 @@ from eval.config import EvalConfig
 from eval.extractors import Extractor, load_extractor
 from eval.features import Reference, reference
 from eval.measures import Probe, fit_probes
-from pipeline.api import ImageData
+from pipeline.api import ImageData, load_data, tokenizer_folder
 from pipeline.core.data.cache import cache_folder
-from pipeline.core.data.images import OrderedImages, UnreadableImages, collate
+from pipeline.core.data.images import ImageBatch, OrderedImages, UnreadableImages, collate
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
 from pipeline.core.perceptual import Perceptual, best_perceptual
 from pipeline.core.rng import generator
 
 Split = Literal["train", "validation"]
+SEARCHED = 50_000  # training images whose features are compared one by one
+
+
+def training_data(tokenizer: Path) -> ImageData:
+    """The data that the tokenizer of a run was trained on; UserError where it has changed since."""
+    origin = read_json(tokenizer_folder(tokenizer) / "training.json")
+    data = load_data(**origin["data"])
+    if data.fingerprint != origin["data_fingerprint"]:
+        raise UserError(f"{tokenizer}: its images have changed since it was trained; restore them or train it again")
+    return data
 
 
 class Judge:
@@ -57,8 +69,7 @@ class Judge:
 
     def rows(self, which: Literal["reference", "floor", "validation"]) -> list[int]:
         """The rows of a set in its split, in random order."""
-        split: Split = "validation" if which == "validation" else "train"
-        order = torch.randperm(len(self.images[split]), generator=generator(self.config.seed, "evaluation", split)).tolist()
+        order = self._order("validation" if which == "validation" else "train")
         if which == "reference":
             return order[: self.config.reference_images]
         return order[-self.config.images :] if which == "floor" else order[: self.config.images]
@@ -67,12 +78,8 @@ class Judge:
         self, split: Split, rows: Sequence[int]
     ) -> Iterator[tuple[UInt8[Tensor, "b 3 y x"], Int[Tensor, "b"]]]:
         """Images and labels of some rows; unreadable ones are counted, named and left out."""
-        tally = UnreadableImages()
-        for start in range(0, len(rows), self.config.batch_size):
-            batch = collate([self.images[split][row] for row in rows[start : start + self.config.batch_size]])
-            tally.update(batch)
-            if len(batch["label"]):
-                yield batch["image"], batch["label"]
+        for batch in self._collated(split, rows):
+            yield batch["image"], batch["label"]
 
     def labels(self, split: Split, rows: Sequence[int]) -> Int[Tensor, "n"]:
         """The labels of some rows."""
@@ -82,15 +89,16 @@ class Judge:
         """The features of a set of real images, from the cache where they are there."""
         split: Split = "validation" if which == "validation" else "train"
         rows = self.rows(which)
-        key = {
-            "data_fingerprint": self.data.fingerprint,
-            "split": split,
-            "images": which,
-            "rows": len(rows),
-            "seed": self.config.seed,
-            "image_size": self.image_size,
-        }
+        key = self._key(split, which, len(rows))
         return reference(cache_folder() / "references", key, lambda: self.batches(split, rows), self.extractor, len(rows))
+
+    @cached_property
+    def training(self) -> Reference:
+        """Training images among which copies are looked for, 50,000 at most; its labels are their rows in the split."""
+        rows = self._order("train")[:SEARCHED]
+        key = self._key("train", "training, labelled by row", len(rows))
+        batches = lambda: ((batch["image"], batch["index"]) for batch in self._collated("train", rows))  # noqa: E731
+        return reference(cache_folder() / "references", key, batches, self.extractor, len(rows), keep=SEARCHED)
 
     @cached_property
     def reference(self) -> Reference:
@@ -102,13 +110,18 @@ class Judge:
         """Classifiers learned from the reference."""
         return fit_probes(self.reference, self.data.groups, self.extractor)
 
-    def sample_labels(self) -> Int[Tensor, "n"]:
-        """The classes of the samples, in random order."""
-        n, classes = self.config.images, len(self.data.class_names)
+    def sample_labels(self, count: int | None = None) -> Int[Tensor, "n"]:
+        """The classes of `count` samples (the configured images by default), in random order."""
+        n, classes = count or self.config.images, len(self.data.class_names)
         if self.config.labels == "data":
             rows = self.rows("floor")
             return self.labels("train", rows).repeat(-(-n // len(rows)))[:n]
         return (torch.arange(n) % classes)[torch.randperm(n, generator=generator(self.config.seed, "labels"))]
+
+    def sample_seeds(self, count: int, offset: int = 0) -> list[int]:
+        """The seeds of the samples; those of another `offset`, at most a million, are others."""
+        first = 1_000_000 * (self.config.seed + 1) + offset
+        return list(range(first, first + count))
 
     def shown_labels(self) -> dict[str, list[int]]:
         """Which classes a sample sheet shows: one row per group, evenly chosen where there are too many."""
@@ -120,3 +133,24 @@ class Judge:
         columns = self.config.shown_per_group
         # spread over the group's classes; a group of one class repeats it, with other seeds
         return {name: [groups[name][i * len(groups[name]) // columns] for i in range(columns)] for name in chosen}
+
+    def _order(self, split: Split) -> list[int]:
+        return torch.randperm(len(self.images[split]), generator=generator(self.config.seed, "evaluation", split)).tolist()
+
+    def _key(self, split: Split, images: str, rows: int) -> dict[str, Any]:
+        return {
+            "data_fingerprint": self.data.fingerprint,
+            "split": split,
+            "images": images,
+            "rows": rows,
+            "seed": self.config.seed,
+            "image_size": self.image_size,
+        }
+
+    def _collated(self, split: Split, rows: Sequence[int]) -> Iterator[ImageBatch]:
+        tally = UnreadableImages()
+        for start in range(0, len(rows), self.config.batch_size):
+            batch = collate([self.images[split][row] for row in rows[start : start + self.config.batch_size]])
+            tally.update(batch)
+            if len(batch["label"]):
+                yield batch

@@ -82,8 +82,11 @@ def set_metrics(
 
 def reconstruction_metrics(
     pairs: Pairs, reference: Reference, extractor: Extractor, perceptual: Perceptual, description: str = "reconstructions"
-) -> dict[str, Metric]:
-    """How near reconstructions come to their images, one by one and as a set; the reference holds the very same images."""
+) -> tuple[dict[str, Metric], Features]:
+    """How near reconstructions come to their images, one by one and as a set; and the reconstructions' features.
+
+    The reference holds the very same images.
+    """
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
     device = next(perceptual.parameters()).device
 
@@ -108,7 +111,7 @@ def reconstruction_metrics(
     for name, (label, better, best, unit) in kinds.items():
         value = mean(torch.cat(values[name]))
         metrics[name] = Metric(label, value.value, n, better, value.standard_error, best, unit)  # pyright: ignore[reportArgumentType]
-    return metrics
+    return metrics, found
 
 
 def usage_metrics(usage: CodeUsage, tokens_per_image: int) -> dict[str, Metric]:

@@ -19,6 +19,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 JACKKNIFE_BLOCKS = 20
+LIMIT_PARTS = 4  # subsets of n, n/2, n/3, n/4 images
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,9 @@ def frechet_distance(generated: Float[Tensor, "n f"], reference: Moments, blocks
     features that is within a few per cent of as many full distances.
     """
     n, whole = len(generated), moments(generated)
-    # C1 C2 has the eigenvalues of R C1 R with R R = C2
-    eigenvalues, vectors = torch.linalg.eigh(reference.root @ whole.covariance @ reference.root)
+    eigenvalues, vectors = _shared_spectrum(generated, whole, reference)
     kept = eigenvalues > eigenvalues[-1] * 1e-10
-    value = (whole.mean - reference.mean).square().sum() + whole.covariance.trace() + reference.covariance.trace()
-    value = (value - 2 * eigenvalues.clamp_min(0).sqrt().sum()).item()
+    value = _distance(whole, reference, eigenvalues)
     if n < 2 * blocks:
         return Estimate(value)
 
@@ -94,6 +93,31 @@ def frechet_distance(generated: Float[Tensor, "n f"], reference: Moments, blocks
         root_trace = (roots + change.diagonal() / roots / 2).sum() - (change.square() * curvature).sum() / 4
         without.append((whole.mean + shift - reference.mean).square().sum() + trace - 2 * root_trace)
     return Estimate(value, _jackknife(torch.stack(without)))
+
+
+def frechet_limit(generated: Float[Tensor, "n f"], reference: Moments, whole: Estimate, most: int = LIMIT_PARTS) -> Estimate:
+    """The Frechet distance for n -> infinity (Chong & Forsyth 2020, section 3): a line through FD_m against 1/m, at 0.
+
+    `whole` is `frechet_distance` of the same features, m = n; for m = n/2, n/3, ... the mean over 2, 3, ... disjoint subsets.
+    Since every m uses every image, the sampling error of the images is to first order that of `whole`; the standard error adds
+    that of the line. Where there are fewer images than features the bias is no straight line: then this corrects a part of it.
+    """
+    inverse, values = [1 / len(generated)], [whole.value]
+    for count in range(2, most + 1):
+        subsets = generated.tensor_split(count)
+        distances = []
+        for subset in subsets:
+            own = moments(subset)
+            distances.append(_distance(own, reference, _shared_spectrum(subset, own, reference)[0]))
+        inverse.append(sum(1 / len(subset) for subset in subsets) / count)
+        values.append(sum(distances) / count)
+    x, y = torch.tensor(inverse, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
+    spread = (x - x.mean()).square().sum()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / spread
+    residual = (y - y.mean() - slope * (x - x.mean())).square().sum() / (len(x) - 2)
+    line = residual * (1 / len(x) + x.mean().square() / spread)
+    error = None if whole.standard_error is None else math.hypot(whole.standard_error, line.sqrt().item())
+    return Estimate((y.mean() - slope * x.mean()).item(), error)
 
 
 def inception_score(logits: Float[Tensor, "n k"], splits: int = 10) -> Estimate:
@@ -192,6 +216,25 @@ def _gaussian(images: Tensor) -> Tensor:
     window = (window / window.sum()).to(images.device)
     rows = F.conv2d(images.flatten(0, 1)[:, None], window.view(1, 1, 11, 1))
     return F.conv2d(rows, window.view(1, 1, 1, 11)).view(*images.shape[:2], images.shape[-2] - 10, images.shape[-1] - 10)
+
+
+def _shared_spectrum(
+    generated: Float[Tensor, "n f"], own: Moments, reference: Moments
+) -> tuple[Float[Tensor, "r"], Float[Tensor, "f r"]]:
+    """Eigenvalues, ascending, and eigenvectors of R C1 R with R R = C2: C1 C2 has the same eigenvalues.
+
+    Where there are fewer images than features, they come from the smaller matrix of the images' products, without the zeros.
+    """
+    if len(generated) > generated.shape[1]:
+        return torch.linalg.eigh(reference.root @ own.covariance @ reference.root)
+    rows = (generated.double() - own.mean) @ reference.root / math.sqrt(max(len(generated) - 1, 1))
+    eigenvalues, sides = torch.linalg.eigh(rows @ rows.T)
+    return eigenvalues, rows.T @ sides / eigenvalues.clamp_min(1e-300).sqrt()
+
+
+def _distance(own: Moments, reference: Moments, eigenvalues: Float[Tensor, "r"]) -> float:
+    traces = own.covariance.trace() + reference.covariance.trace() - 2 * eigenvalues.clamp_min(0).sqrt().sum()
+    return ((own.mean - reference.mean).square().sum() + traces).item()
 
 
 def _jackknife(values: Tensor) -> float:

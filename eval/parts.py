@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from eval.config import EvalConfig
 from eval.features import Features, extract
 from eval.judge import Judge
 from eval.measures import reconstruction_metrics, set_metrics, usage_metrics
@@ -19,7 +21,7 @@ from eval.metrics import mean
 from eval.pictures import blur, hide_cells, save_sheet
 from eval.results import Metric
 from pipeline.api import ImageGenerator, Tokenizer, to_uint8
-from pipeline.core.code_usage import code_usage
+from pipeline.core.code_usage import CodeUsage, code_usage
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import generator
 
@@ -28,6 +30,7 @@ DECODING_STEPS = 12  # at most
 ALL_CLASSES = 512  # classes that may be shown on one sheet
 SMALL = 64  # pixels of an image that such a sheet may hold
 SHOWN_CODES = 2048  # points of the usage curve
+SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar"}  # where the configuration keeps a prior's options
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def real_images(judge: Judge, folder: Path) -> Part:
     shown = judge.shown_labels()
     samples = _one_of_each(judge, [label for row in shown.values() for label in row])
     save_sheet(folder / "samples.png", samples, judge.config.shown_per_group)
-    details: dict[str, Any] = {"samples": _sheet(judge, shown), "split": "train" if judge.held_out else "validation"}
+    details: dict[str, Any] = {"samples": shown_sheet(judge, shown), "split": "train" if judge.held_out else "validation"}
     pictures = {"samples": "samples.png"}
     if _small_enough(judge):
         save_sheet(folder / "classes.png", _one_of_each(judge, list(range(len(judge.data.class_names)))), 16)
@@ -65,21 +68,18 @@ def validation_images(judge: Judge) -> Part:
 def blurred_copy(judge: Judge) -> Part:
     """What real images score after a Gaussian blur whose sigma is a 32nd of the image: a model should be better than that."""
     sigma = judge.image_size / 32
-    split = "train" if judge.held_out else "validation"
-    rows = judge.rows("floor" if judge.held_out else "validation")
-    labels: list[Tensor] = []
-
-    def images() -> Iterator[Tensor]:
-        for batch, label in judge.batches(split, rows):
-            labels.append(label)
-            yield blur(batch, sigma)
-
-    found = extract(images(), judge.extractor, len(rows), "a blurred copy")
-    return Part(_metrics(judge, found, torch.cat(labels)), judge.reference.describe(), {"sigma": sigma})
+    found, labels = changed_images(judge, lambda images: blur(images, sigma), "a blurred copy")
+    return Part(_metrics(judge, found, labels), judge.reference.describe(), {"sigma": sigma})
 
 
 def decoded_copy(judge: Judge, tokenizer: Tokenizer) -> Part:
     """What real images score after the tokenizer: the best that a prior of its tokens can do."""
+    found, labels = changed_images(judge, lambda images: copies(judge, tokenizer, images), "a decoded copy")
+    return Part(_metrics(judge, found, labels), judge.reference.describe())
+
+
+def changed_images(judge: Judge, change: Callable[[Tensor], Tensor], description: str) -> tuple[Features, Int[Tensor, "n"]]:
+    """Features and labels of real images that are not in the reference, after a change."""
     split = "train" if judge.held_out else "validation"
     rows = judge.rows("floor" if judge.held_out else "validation")
     labels: list[Tensor] = []
@@ -87,10 +87,10 @@ def decoded_copy(judge: Judge, tokenizer: Tokenizer) -> Part:
     def images() -> Iterator[Tensor]:
         for batch, label in judge.batches(split, rows):
             labels.append(label)
-            yield _copies(judge, tokenizer, batch)
+            yield change(batch)
 
-    found = extract(images(), judge.extractor, len(rows), "a decoded copy")
-    return Part(_metrics(judge, found, torch.cat(labels)), judge.reference.describe())
+    found = extract(images(), judge.extractor, len(rows), description)
+    return found, torch.cat(labels)
 
 
 def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
@@ -105,20 +105,18 @@ def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
             yield images, to_uint8(tokenizer.decode(indices)).cpu()
 
     reference = judge.real("validation")
-    metrics = reconstruction_metrics(pairs(), reference, judge.extractor, judge.perceptual)
+    metrics, _ = reconstruction_metrics(pairs(), reference, judge.extractor, judge.perceptual)
     spec = tokenizer.spec
     usage = code_usage(torch.cat(tokens), spec.sizes)
     metrics |= usage_metrics(usage, spec.t)
     shown = torch.cat([images for images, _ in judge.batches("validation", rows[: judge.config.shown_images])])
-    copies = _copies(judge, tokenizer, shown)
     save_sheet(folder / "originals.png", shown, 8)
-    save_sheet(folder / "reconstructions.png", copies, 8)
-    points = torch.linspace(0, usage.active - 1, min(usage.active, SHOWN_CODES)).round().long()
+    save_sheet(folder / "reconstructions.png", copies(judge, tokenizer, shown), 8)
     details = {
         "spec": spec.to_dict(),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "quantizer": tokenizer.config["quantizer_config"],
-        "usage": {"size": usage.size, "active": usage.active, "rank": points.tolist(), "count": usage.counts[points].tolist()},
+        "usage": usage_curve(usage),
         "shown": {"tile": list(shown.shape[-2:]), "count": len(shown)},
         "perceptual_sha256": judge.perceptual.sha256,
     }
@@ -126,11 +124,20 @@ def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     return Part(metrics, reference.describe(), details, pictures)
 
 
+def usage_curve(usage: CodeUsage) -> dict[str, Any]:
+    """Counts of the codes that occur, by rank, at most 2048 of them."""
+    points = torch.linspace(0, usage.active - 1, min(usage.active, SHOWN_CODES)).round().long()
+    return {"size": usage.size, "active": usage.active, "rank": points.tolist(), "count": usage.counts[points].tolist()}
+
+
+def sampling_options(model: ImageGenerator, config: EvalConfig, **changes: Any) -> Any:
+    """How a prior samples: the configuration's options of its kind, with changes. UserError for an option it has not."""
+    return model.options(**dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__])) | changes)
+
+
 def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[str, Metric], folder: Path) -> Part:
     """How a prior's samples compare with real images, and how many bits it needs for real tokens."""
-    labels = judge.sample_labels()
-    first = 1_000_000 * (judge.config.seed + 1)
-    seeds = list(range(first, first + len(labels)))
+    labels, seeds = judge.sample_labels(), judge.sample_seeds(judge.config.images)
     clock = time.monotonic()
     batches = (batch.cpu() for batch in model.batches(labels.tolist(), seeds, options, judge.config.batch_size))
     found = extract(batches, judge.extractor, len(labels), f"samples of {type(model.prior).__name__}")
@@ -138,31 +145,32 @@ def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[st
     metrics = set_metrics(
         found, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets, prefix="g", floor=floor
     )
-    metrics["prior_bits"] = _bits(judge, model)
+    metrics["prior_bits"] = prior_bits(judge, model)
 
     shown = judge.shown_labels()
     flat = [label for row in shown.values() for label in row]
-    save_sheet(folder / "samples.png", _samples(judge, model, options, flat), judge.config.shown_per_group)
+    save_sheet(folder / "samples.png", shown_samples(judge, model, options, flat), judge.config.shown_per_group)
     details: dict[str, Any] = {
         "prior": type(model.prior).__name__,
         "parameters": sum(parameter.numel() for parameter in model.prior.parameters()),
         "sampling": dataclasses.asdict(options),
         "groups": len(set(judge.data.groups)),
-        "seeds": [first, first + len(labels)],
+        "seeds": [seeds[0], seeds[-1] + 1],
         "images_per_second": round(len(labels) / seconds, 1),
-        "samples": _sheet(judge, shown),
+        "samples": shown_sheet(judge, shown),
         "decoding": _decoding(judge, model, options, flat[:: judge.config.shown_per_group][:DECODED], folder),
     }
     pictures = {"samples": "samples.png", "decoding": "decoding.png"}
     if _small_enough(judge):
         every = list(range(len(judge.data.class_names)))
-        save_sheet(folder / "classes.png", _samples(judge, model, options, every), 16)
+        save_sheet(folder / "classes.png", shown_samples(judge, model, options, every), 16)
         details["classes"] = _classes(judge)
         pictures["classes"] = "classes.png"
     return Part(metrics, judge.reference.describe(), details, pictures)
 
 
-def _copies(judge: Judge, tokenizer: Tokenizer, images: Tensor) -> Tensor:
+def copies(judge: Judge, tokenizer: Tokenizer, images: UInt8[Tensor, "b 3 y x"]) -> UInt8[Tensor, "b 3 y x"]:
+    """What the tokenizer makes of images."""
     return to_uint8(tokenizer.decode(tokenizer.encode(images.to(judge.device).float() / 127.5 - 1))).cpu()
 
 
@@ -170,7 +178,7 @@ def _metrics(judge: Judge, features: Features, labels: Tensor) -> dict[str, Metr
     return set_metrics(features, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets)
 
 
-def _bits(judge: Judge, model: ImageGenerator) -> Metric:
+def prior_bits(judge: Judge, model: ImageGenerator) -> Metric:
     """Bits per token of the validation images' tokens under the prior, and the standard error over images."""
     rows = judge.rows("validation")
     bits = []
@@ -186,7 +194,8 @@ def _bits(judge: Judge, model: ImageGenerator) -> Metric:
     return Metric("Prior bits per token", value.value, len(torch.cat(bits)), "lower", value.standard_error, unit="bits")
 
 
-def _samples(judge: Judge, model: ImageGenerator, options: Any, labels: list[int]) -> Tensor:
+def shown_samples(judge: Judge, model: ImageGenerator, options: Any, labels: list[int]) -> UInt8[Tensor, "b 3 y x"]:
+    """Samples of these classes with the seeds 0, 1, …"""
     seeds = list(range(len(labels)))
     return torch.cat([batch.cpu() for batch in model.batches(labels, seeds, options, judge.config.batch_size)])
 
@@ -221,7 +230,8 @@ def _one_of_each(judge: Judge, labels: list[int]) -> Tensor:
     return torch.stack(found)
 
 
-def _sheet(judge: Judge, shown: dict[str, list[int]]) -> dict[str, Any]:
+def shown_sheet(judge: Judge, shown: dict[str, list[int]]) -> dict[str, Any]:
+    """What a sheet of samples holds, for the report: the size of its tiles and the class of each."""
     names = {group: [judge.data.class_names[label] for label in labels] for group, labels in shown.items()}
     return {"tile": [judge.image_size] * 2, "rows": names}
 

@@ -25,6 +25,13 @@ def save_sheet(path: Path, tiles: UInt8[Tensor, "n c y x"], columns: int) -> Non
     Image.fromarray(sheet.cpu().numpy()).save(path)
 
 
+def save_images(folder: Path, images: UInt8[Tensor, "b 3 y x"], first: int = 0) -> None:
+    """Write images one by one, as PNG without loss, numbered from `first` on so that their names keep their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy(), first):
+        Image.fromarray(image).save(folder / f"{number:08d}.png", compress_level=1)
+
+
 def read_sheet(path: Path, tile: tuple[int, int], count: int) -> list[Image.Image]:
     """The first `count` tiles, (y, x) pixels each, of a sheet; UserError where it is missing, damaged or of another layout."""
     y, x = tile

@@ -23,7 +23,7 @@ from pipeline.core.files import read_json, write_json
 FORMAT = "lgq-evaluation"
 VERSION = 1
 FILE = "result.json"
-PARTS = ("yardstick", "reconstruction", "generation")
+PARTS = ("yardstick", "reconstruction", "tokenizer", "generation")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Result:
     """One evaluated thing.
 
     part: what was evaluated: a "yardstick" (real images, or a copy of them that is spoilt in a known way), the "reconstruction"
-    of a tokenizer, or the "generation" of a prior.
+    of a tokenizer (in a benchmark the "tokenizer": this and what else is known of it), or the "generation" of a prior.
     inputs: everything that decides the numbers (hashes, seeds, options); equal inputs need no second evaluation.
     details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
     """

@@ -11,8 +11,10 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from eval.metrics import (
+    Moments,
     combine,
     frechet_distance,
+    frechet_limit,
     inception_score,
     kernel_distance,
     kernel_standard_error,
@@ -89,6 +91,50 @@ def test_two_standard_errors_cover_the_expected_distance():
 
 def test_too_few_images_for_a_standard_error_get_none():
     assert frechet_distance(gaussian(30, 8, 0), moments(gaussian(30, 8, 1))).standard_error is None
+
+
+def limits(n, dim, trials, decay=0.0):
+    """Distances and limits of Gaussian sets of n, against the moments that a shifted Gaussian really has."""
+    scale = (torch.arange(dim, dtype=torch.float64) + 1) ** -decay
+    shift = torch.full((dim,), 0.3, dtype=torch.float64) * scale
+    reference = Moments(10**9, shift, torch.diag((1.2 * scale) ** 2))
+    true = (shift.square() + (0.2 * scale).square()).sum().item()
+    found = []
+    for seed in range(300, 300 + trials):
+        x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * scale.float()
+        whole = frechet_distance(x, reference)
+        found.append((whole, frechet_limit(x, reference, whole)))
+    return true, found
+
+
+def test_the_limit_is_the_distance_of_the_distributions():
+    true, found = limits(n=800, dim=32, trials=24)
+    plain = np.array([whole.value for whole, _ in found])
+    values = np.array([limit.value for _, limit in found])
+    errors = np.array([limit.standard_error for _, limit in found])
+    bias = plain.mean() - true
+    assert bias > 2 * plain.std()  # what 800 images add
+    assert abs(values.mean() - true) < 0.05 * bias
+    assert (np.abs(values - true) < 2 * errors).mean() >= 0.9
+    assert errors.mean() < 2 * values.std()
+
+
+def test_the_limit_corrects_a_part_of_the_bias_where_images_are_fewer_than_features():
+    true, found = limits(n=128, dim=192, trials=6, decay=0.5)
+    plain = np.mean([whole.value for whole, _ in found]) - true
+    left = np.mean([limit.value for _, limit in found]) - true
+    assert 0 < left < 0.6 * plain
+
+
+def test_the_limit_is_the_line_through_distances_of_disjoint_subsets():
+    x, reference = gaussian(240, 8, 16, shift=0.2), gaussian(400, 8, 17)
+    inverse = [count / 240 for count in (1, 2, 3, 4)]
+    values = [np.mean([fidelitys(part, reference) for part in x.tensor_split(count)]) for count in (1, 2, 3, 4)]
+    wanted = np.polyfit(inverse, values, 1)[1]
+    whole = frechet_distance(x, moments(reference))
+    found = frechet_limit(x, moments(reference), whole)
+    assert found.value == pytest.approx(wanted, rel=1e-5)
+    assert found.standard_error is not None and found.standard_error >= whole.standard_error
 
 
 def test_inception_score_of_a_uniform_and_of_a_certain_classifier():

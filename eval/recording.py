@@ -1,0 +1,60 @@
+"""Running a part of an evaluation once, and recording what it found with everything that decides its numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eval.config import Sampling
+from eval.features import VERSION
+from eval.judge import Judge
+from eval.parts import Part
+from eval.results import FILE, Result, is_finished, write_result
+from pipeline.core.config import to_dict
+from pipeline.core.run_folder import versions
+
+
+class Recorder:
+    """Runs parts and writes their results below `out`, or skips those whose result is there already."""
+
+    def __init__(self, out: Path, judge: Judge) -> None:
+        self.out, self.judge = out, judge
+
+    def part(self, folder: str, name: str, kind: str, inputs: dict[str, Any], measure: Callable[[Path], Part]) -> None:
+        """Measure into a folder, unless it holds the result of the same inputs: these and what the judge compares with."""
+        place = self.out / folder
+        inputs = {
+            "version": VERSION,
+            "data_fingerprint": self.judge.data.fingerprint,
+            "extractor": self.judge.extractor.describe(),
+            "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling())),
+            **inputs,
+        }
+        inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
+        if is_finished(place, inputs):
+            print(f"{place}: finished before")
+            return
+        (place / FILE).unlink(missing_ok=True)
+        started, clock = datetime.now(UTC), time.monotonic()
+        found = measure(place)
+        result = Result(
+            name=name,
+            part=kind,
+            metrics=found.metrics,
+            extractor=self.judge.extractor.describe(),
+            reference=found.reference,
+            inputs=inputs,
+            versions=versions(),
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - clock, 1),
+            details=found.details,
+            pictures=found.pictures,
+        )
+        write_result(place, result)
