@@ -23,7 +23,7 @@ from pipeline.core.files import read_json, write_json
 FORMAT = "lgq-evaluation"
 VERSION = 1
 FILE = "result.json"
-PARTS = ("yardstick", "reconstruction", "generation")
+PARTS = ("yardstick", "reconstruction", "tokenizer", "generation")
 
 
 @dataclass(frozen=True)
