@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from eval.benchmark.correlations import spearman
 
@@ -244,9 +244,9 @@ def _pair(table: Table, fitted: Fit, i: int, j: int, variance: float | None, ima
     difference = float(fitted.means[i] - fitted.means[j]) if pooled or not common else float(np.mean(differences))
     if not df or error is None:
         return Pair(a, b, difference, None, -math.inf, math.inf, 1.0, 1.0, len(common), None)
-    half = float(stats.t.ppf(0.975, df)) * error
+    half = float(special.stdtrit(df, 0.975)) * error
     equal = 1.0 if difference == 0 else 0.0
-    p = float(2 * stats.t.sf(abs(difference) / error, df)) if error > 0 else equal
+    p = float(2 * special.stdtr(df, -abs(difference) / error)) if error > 0 else equal
     return Pair(a, b, difference, error, difference - half, difference + half, p, p, len(common), sign_flips(differences))
 
 
@@ -335,8 +335,8 @@ def shifts(differences: Mapping[str, Sequence[float]]) -> dict[str, Shift]:
     found = {}
     for name, values in rows.items():
         mean, error = float(values.mean()), math.sqrt(within / df / len(values)) if df else math.inf
-        half = float(stats.t.ppf(0.975, df)) * error if df else math.inf
-        p = float(2 * stats.t.sf(abs(mean) / error, df)) if df and error > 0 else float(not df or mean == 0)
+        half = float(special.stdtrit(df, 0.975)) * error if df else math.inf
+        p = float(2 * special.stdtr(df, -abs(mean) / error)) if df and error > 0 else float(not df or mean == 0)
         found[name] = Shift(mean, mean - half, mean + half, p, p, len(values))
     adjusted = holm([shift.p for shift in found.values()])
     return {name: replace(shift, holm=p) for (name, shift), p in zip(found.items(), adjusted, strict=True)}
