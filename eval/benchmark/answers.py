@@ -59,8 +59,8 @@ def _best(ranking: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if ranking["omnibus"] is not None:
         evidence.append(f"all methods equal: {_p(ranking['omnibus'])} (F test)")
-    if ranking["equal_noise"] is not None and not ranking["pooled"]:
-        evidence.append(f"the methods are not equally noisy ({_p(ranking['equal_noise'])}), so each pair stands on its own seeds")
+    if ranking["equal_noise"] is not None and ranking["equal_noise"] < CERTAIN:
+        evidence.append(f"the methods are not equally noisy (Bartlett, {_p(ranking['equal_noise'])}); a noisy pair counts at its own noise")
     return _answer(question, _status(rows, best), text, evidence)
 
 
@@ -88,8 +88,8 @@ def _nearest(ranking: Mapping[str, Any]) -> str:
         return ""
     sign = 1 if pair["a"] == second else -1
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    gap = f"{sign * pair['difference']:.3g} (95 % interval {low:.3g} to {high:.3g}, Holm {_p(pair['holm'])})"
-    return f"To the next, {second}, it is {gap}."
+    gap = f"{sign * pair['difference']:.3g} higher (95 % interval {low:.3g} to {high:.3g}, Holm {_p(pair['holm'])})"
+    return f"The next, {second}, is {gap}."
 
 
 def _predictors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _predictors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
-    question = f"{claim['words']}, at {claim['bits']:g} bits?"
+    question = f"Is it so that {claim['words']}, at {claim['bits']:g} bits?"
     a, b = claim["values"]
     verdict = {"supported": "Supported here", "contradicted": "Contradicted here", "inconclusive": "Inconclusive"}[claim["status"]]
     interval = "interval unknown" if claim["low"] is None else f"95 % interval {claim['low']:.3g} to {claim['high']:.3g}"

@@ -72,7 +72,7 @@ def _distances(benchmark: Benchmark, bits: float) -> list[Claim]:
     errors = {name: {seed: metric.standard_error or 0.0 for seed, metric in row.items()} for name, row in metrics.items()}
     claims = []
     for subject, rival, pair in _pairs(benchmark, table, errors):
-        words = f"{subject} reconstructs better than {rival} (lower {label})"
+        words = f"{subject} reconstructs better than {rival} (lower {label.split(' (')[0]})"
         values = (_mean(table, subject), _mean(table, rival))
         claims.append(Claim(words, "difference", subject, rival, bits, values, *pair, "inconclusive"))
     return claims

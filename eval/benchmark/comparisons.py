@@ -2,8 +2,9 @@
 
 The model is that of a randomised block design: value[method, seed] = method + seed + noise. What all runs of a seed share (the order
 of the data, the seeds of the samples) drops out of a difference, and the noise is estimated from all methods together, because
-three seeds of two methods alone would leave two degrees of freedom. Where Bartlett's test finds that methods are not equally
-noisy, each pair stands on its own differences instead.
+three seeds of two methods alone would leave two degrees of freedom. A pair whose own runs are noisier than that is compared at its
+own noise: where one method in ten is ten times as noisy as the rest, pooling alone would find a false difference in one ranking of
+five, this in one of twelve (three seeds; in one of fifty where all are alike, for a twentieth less power).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from eval.benchmark.correlations import spearman
 
 Table = Mapping[str, Mapping[int, float]]  # method -> seed -> value
 ALPHA = 0.05  # chance of one false difference among all pairs of a ranking
-UNEQUAL = 0.05  # p of Bartlett's test below which the noise is not pooled
 FLIPS = 16  # differences up to which all sign flips are tried
 
 
@@ -30,7 +30,8 @@ class Fit:
     """Least squares of value = method + seed.
 
     means: of the methods at the average seed, in the order of `methods`; spread: their covariance for noise of variance 1;
-    variance: of the noise, on `df` degrees of freedom (None where there are none); residuals: (method, seed, value).
+    variance: of the noise, on `df` degrees of freedom (None where there are none); own: that of each method's runs alone (0 where
+    it has one); residuals: (method, seed, value).
     """
 
     methods: tuple[str, ...]
@@ -39,6 +40,7 @@ class Fit:
     comparable: np.ndarray
     variance: float | None
     df: int
+    own: np.ndarray
     residuals: tuple[tuple[str, int, float], ...]
 
 
@@ -68,8 +70,8 @@ class Ranking:
 
     letters: methods that share one do not differ at the family level `ALPHA`; ranks: the ranks that a method can have given the
     differences found; first: share of bootstrap draws in which it is the best; rank_interval: 95 % of its ranks there.
-    noise: standard deviation of a run; pooled: whether that of all methods was used; sampling: the part that is due to the
-    finite number of images; omnibus: p that all methods are equal (F test).
+    noise: standard deviation of a run, on `df` degrees of freedom; sampling: the part that is due to the finite number of images;
+    equal_noise: p that all methods are equally noisy (Bartlett); omnibus: p that all are equally good (F test).
     """
 
     methods: tuple[str, ...]
@@ -83,7 +85,6 @@ class Ranking:
     noise: float | None
     sampling: float | None
     df: int
-    pooled: bool
     equal_noise: float | None
     omnibus: float | None
 
@@ -115,6 +116,7 @@ def fit(table: Table) -> Fit:
     left = values - design @ beta
     df = len(cells) - rank
     covariance = inverse @ inverse.T
+    known_cells = design @ inverse
     known = inverse @ design  # a contrast is known where it is a combination of the rows
     contrasts = np.eye(m)[:, None] - np.eye(m)[None]  # (a, b, m)
     comparable = np.isclose(contrasts @ known[:m, :], np.concatenate([contrasts, np.zeros((m, m, s))], -1), atol=1e-8).all(-1)
@@ -125,8 +127,15 @@ def fit(table: Table) -> Fit:
         comparable,
         float(left @ left) / df if df else None,
         df,
+        _own_variances(left, 1 - np.diag(known_cells), [methods.index(method) for method, _, _ in cells], m),
         tuple((method, seed, float(value)) for (method, seed, _), value in zip(cells, left, strict=True)),
     )
+
+
+def _own_variances(left: np.ndarray, freedom: np.ndarray, rows: Sequence[int], m: int) -> np.ndarray:
+    """Each method's sum of squared residuals over the degrees of freedom that its cells have."""
+    squares, parts = (np.bincount(rows, weights, m) for weights in (left**2, freedom))
+    return np.divide(squares, parts, out=np.zeros(m), where=parts > 1e-9)
 
 
 def equal_noise(fitted: Fit) -> float | None:
@@ -193,12 +202,8 @@ def rank(
     methods, m = fitted.methods, len(fitted.methods)
     known = [error**2 for row in (sampling or {}).values() for error in row.values()]
     images = float(np.mean(known)) if known else 0.0
-    unequal = equal_noise(fitted)
-    pooled = unequal is None or unequal >= UNEQUAL
-    variance = None if fitted.variance is None else max(fitted.variance, images)
-    pairs = []
-    for i, j in itertools.combinations(range(m), 2):
-        pairs.append(_pair(table, fitted, i, j, variance, images, pooled))
+    noise = None if fitted.variance is None else np.sqrt(np.maximum(fitted.own, max(fitted.variance, images)))
+    pairs = [_pair(table, fitted, i, j, images) for i, j in itertools.combinations(range(m), 2)]
     pairs = [replace(pair, holm=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
 
     sign = 1 if better == "lower" else -1
@@ -209,7 +214,6 @@ def rank(
     shown = letters(ordered, differ)
     above = {method: sum(frozenset((method, o)) in differ and place[o] < place[method] for o in methods) for method in methods}
     below = {method: sum(frozenset((method, o)) in differ and place[o] > place[method] for o in methods) for method in methods}
-    noise = _noise(fitted, variance, images, pooled)
     ranks = _bootstrap(fitted, noise, sign, draws, seed) if noise is not None else None
     counts = {method: len(table[method]) for method in methods}
     return Ranking(
@@ -221,46 +225,27 @@ def rank(
         first=tuple(None if ranks is None else float(np.mean(ranks[:, i] == 1)) for i in order),
         rank_intervals=tuple(None if ranks is None else _interval(ranks[:, i]) for i in order),
         pairs=tuple(pairs),
-        noise=None if variance is None else math.sqrt(variance),
+        noise=None if fitted.variance is None else math.sqrt(max(fitted.variance, images)),
         sampling=math.sqrt(images) if known else None,
         df=fitted.df,
-        pooled=pooled,
-        equal_noise=unequal,
+        equal_noise=equal_noise(fitted),
         omnibus=_omnibus(fitted, table),
     )
 
 
-def _pair(table: Table, fitted: Fit, i: int, j: int, variance: float | None, images: float, pooled: bool) -> Pair:
+def _pair(table: Table, fitted: Fit, i: int, j: int, images: float) -> Pair:
     a, b = fitted.methods[i], fitted.methods[j]
     common = sorted(set(table[a]) & set(table[b]))
-    differences = [table[a][seed] - table[b][seed] for seed in common]
-    error, df = None, 0
-    if pooled and variance is not None and fitted.comparable[i, j]:
-        contrast = fitted.spread[i, i] + fitted.spread[j, j] - 2 * fitted.spread[i, j]
-        error, df = math.sqrt(variance * contrast), fitted.df
-    elif not pooled and len(common) > 1:
-        error = math.sqrt(max(float(np.var(differences, ddof=1)), 2 * images) / len(common))
-        df = len(common) - 1
-    difference = float(fitted.means[i] - fitted.means[j]) if pooled or not common else float(np.mean(differences))
-    if not df or error is None:
+    difference = float(fitted.means[i] - fitted.means[j])
+    if fitted.variance is None or not fitted.comparable[i, j]:
         return Pair(a, b, difference, None, -math.inf, math.inf, 1.0, 1.0, len(common), None)
-    half = float(special.stdtrit(df, 0.975)) * error
+    variance = max(fitted.variance, images, float(fitted.own[i] + fitted.own[j]) / 2)
+    error = math.sqrt(variance * (fitted.spread[i, i] + fitted.spread[j, j] - 2 * fitted.spread[i, j]))
+    half = float(special.stdtrit(fitted.df, 0.975)) * error
     equal = 1.0 if difference == 0 else 0.0
-    p = float(2 * special.stdtr(df, -abs(difference) / error)) if error > 0 else equal
-    return Pair(a, b, difference, error, difference - half, difference + half, p, p, len(common), sign_flips(differences))
-
-
-def _noise(fitted: Fit, variance: float | None, images: float, pooled: bool) -> np.ndarray | None:
-    """Standard deviation of a run of each method."""
-    if variance is None:
-        return None
-    if pooled:
-        return np.full(len(fitted.methods), math.sqrt(variance))
-    own = []
-    for method in fitted.methods:
-        values = [value for name, _, value in fitted.residuals if name == method]
-        own.append(max(float(np.var(values, ddof=1)), images) if len(values) > 1 else variance)
-    return np.sqrt(own)
+    p = float(2 * special.stdtr(fitted.df, -abs(difference) / error)) if error > 0 else equal
+    flips = sign_flips([table[a][seed] - table[b][seed] for seed in common])
+    return Pair(a, b, difference, error, difference - half, difference + half, p, p, len(common), flips)
 
 
 def _bootstrap(fitted: Fit, noise: np.ndarray, sign: int, draws: int, seed: int) -> np.ndarray:

@@ -263,7 +263,7 @@ def _rows(ranking: Any, methods: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _noise(ranking: Any) -> dict[str, Any]:
-    return {name: getattr(ranking, name) for name in ("noise", "sampling", "df", "pooled", "equal_noise", "omnibus")}
+    return {name: getattr(ranking, name) for name in ("noise", "sampling", "df", "equal_noise", "omnibus")}
 
 
 def _mean(row: Mapping[int, Metric] | None) -> float | None:

@@ -90,7 +90,7 @@ def write_benchmark(crops):
                     for p, prior in enumerate(priors):
                         at = generated + lift - 8 * p + shared[s] + run + rng.normal(0, noise / 2)
                         tiles = blur(crops[16 * p + 8 : 16 * p + 32], sigma + 0.3)
-                        near = torch.stack([tiles[:8], crops[16 * p + 40 : 16 * p + 48]]).flatten(0, 1)
+                        near = torch.cat([tiles[:8], crops[16 * p + 40 : 16 * p + 48]])
                         result(f"generation/{name}-{prior}", name, "generation", _generation(rng, at, b, error),
                                {**job, "kind": "generation", "prior": prior}, _curve(rng, at, error),
                                {"samples": (tiles, 8), "nearest": (near, 8)}, prior_sha256=f"{number}{b}{s}{p}" * 12)  # fmt: skip
@@ -160,5 +160,5 @@ def _curve(rng, gfd, error):
         "chosen": 2.0,
         "cost": {"parameters": 1_100_000, "train_seconds": 400.0, "images_per_second": 40.5},
         "samples": {"tile": [TILE, TILE], "rows": {name: ["a"] * 8 for name in ("desert", "forest", "ice")}},
-        "nearest": {"tile": [TILE, TILE], "count": 16},
+        "nearest": {"tile": [TILE, TILE], "count": 8},
     }  # fmt: skip

@@ -50,7 +50,8 @@ def test_missing_cells_are_fitted_as_dummies_would():
     assert pairs["m0", "m1"].difference == pytest.approx(-beta[1])
     variance = left / (len(cells) - 6) * np.linalg.inv(design.T @ design)
     assert pairs["m0", "m1"].standard_error == pytest.approx(variance[1, 1] ** 0.5)
-    assert pairs["m1", "m2"].standard_error == pytest.approx((variance[1, 1] + variance[2, 2] - 2 * variance[1, 2]) ** 0.5)
+    # a pair that is noisier than all together counts at its own noise
+    assert (pairs["m1", "m2"].standard_error or 0) >= (variance[1, 1] + variance[2, 2] - 2 * variance[1, 2]) ** 0.5
 
 
 def test_methods_without_a_seed_in_common_are_not_compared():
@@ -62,7 +63,8 @@ def test_methods_without_a_seed_in_common_are_not_compared():
 
 def test_one_seed_decides_nothing():
     found = rank({"a": {0: 1.0}, "b": {0: 100.0}}, "lower")
-    assert found.methods == ("a", "b") and found.letters == ("a", "a") and found.best == ("a", "b") and found.first == (None, None)
+    assert found.methods == ("a", "b") == found.best
+    assert found.letters == ("a", "a") and found.first == (None, None)
 
 
 def test_holm():
@@ -99,7 +101,7 @@ def test_a_known_ranking_is_recovered():
 def test_the_finite_number_of_images_bounds_what_is_known():
     table = simulate([0.0, 1.0, 2.0], noise=0.01)
     assert rank(table, "lower").letters == ("a", "b", "c")
-    errors = {name: {seed: 5.0 for seed in row} for name, row in table.items()}
+    errors = {name: dict.fromkeys(row, 5.0) for name, row in table.items()}
     found = rank(table, "lower", errors)
     assert found.letters == ("a", "a", "a") and found.noise == pytest.approx(5.0)
 
@@ -121,14 +123,20 @@ def test_equal_methods_tie_and_intervals_cover():
     assert 0.93 <= covered / pairs <= 0.97
 
 
-def test_unequal_noise_is_noticed_and_does_not_make_differences():
+@pytest.mark.parametrize("noisy", [3.0, 10.0])
+def test_one_noisy_method_makes_few_false_differences(noisy):
     rng = np.random.default_rng(2)
-    noise = [0.1, 0.1, 0.1, 0.1, 0.1, 10.0]
-    found = [rank(simulate([0.0] * 6, seeds=5, noise=noise, rng=rng), "lower", draws=10) for _ in range(200)]
-    assert np.mean([not ranking.pooled for ranking in found]) > 0.95
-    assert np.mean([any(pair.holm < 0.05 for pair in ranking.pairs) for ranking in found]) <= 0.05 + 0.04
+    found = [rank(simulate([0.0] * 8, noise=[1.0] * 7 + [noisy], rng=rng), "lower", draws=2) for _ in range(300)]
+    assert np.mean([any(pair.holm < 0.05 for pair in ranking.pairs) for ranking in found]) <= 0.09 + 0.03
+    if noisy == 10.0:
+        assert np.mean([(ranking.equal_noise or 1) < 0.05 for ranking in found]) > 0.7
+        assert np.mean([dict(zip(r.methods, r.standard_errors, strict=True))["m7"] for r in found]) > 4  # 10 / sqrt(3), about
+
+
+def test_bartletts_test_is_right_about_equal_noise():
+    rng = np.random.default_rng(3)
     alike = [equal_noise(fit(simulate([0.0] * 6, seeds=5, rng=rng))) for _ in range(300)]
-    assert np.mean([p is not None and p < 0.05 for p in alike]) < 0.10
+    assert np.mean([p is not None and p < 0.05 for p in alike]) < 0.08
 
 
 def test_the_best_by_the_bootstrap_is_the_best_as_often_as_it_says():
@@ -154,7 +162,8 @@ def test_spearman_and_brown_predict_how_well_means_agree():
         found = retest(first)
         assert found and found["pairs"] == 3 and found["methods"] == 12
         predicted.append(found["all_seeds"])
-        seen.append(stats.spearmanr(*([np.mean([*row.values()]) for row in table.values()] for table in (first, again))).statistic)
+        means = [[np.mean([*row.values()]) for row in table.values()] for table in (first, again)]
+        seen.append(stats.spearmanr(*means).statistic)
     assert np.mean(predicted) == pytest.approx(np.mean(seen), abs=0.03)
     assert retest({"a": {0: 1.0}, "b": {0: 2.0}, "c": {0: 3.0}}) is None
 
