@@ -18,37 +18,42 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
     extractor = facts["extractor"] or {}
     if extractor.get("name") != FID:
         found.append(
-            f"The distances are of {extractor.get('name')}'s features: they are not FID, and no number here may be set beside one from "
-            "the literature."
+            f"The distances are of {extractor.get('name')}'s features: they are not FID, and no number here may be "
+            "set beside one from the literature."
         )
     size = facts["image_size"]
     if size and size < SIZE:
-        found.append(f"The images have {size}\u00d7{size} pixels. What is best there need not be best at {SIZE} pixels and more.")
+        found.append(
+            f"The images have {size}\u00d7{size} pixels. What is best there need not be best at {SIZE} pixels and more."
+        )
     samples = facts["samples"]
     if samples and samples < LITERATURE:
         found.append(
-            f"Each gFD stands on {samples:,} samples and {facts['reference_images']:,} reference images. A distance of few images is too "
-            f"high for all methods; published ones stand on {LITERATURE:,}."
+            f"Each gFD stands on {samples:,} samples and {facts['reference_images']:,} reference images. A distance of few "
+            f"images is too high for all methods; published ones stand on {LITERATURE:,}."
         )
     if facts["training_images"]:
         found.append(
-            f"No training saw more than {facts['training_images']:,} images. Methods that learn slowly and end well are at a disadvantage."
+            f"No training saw more than {facts['training_images']:,} images. Methods that learn slowly and end well are at a "
+            "disadvantage."
         )
     if len(facts["seeds"]) < SEEDS:
         found.append(_of_seeds(len(facts["seeds"])))
     if facts["judge_is_loss"]:
         found.append(
-            "The network of the perceptual distance is the one whose features the distances use, so a tokenizer trained on it is flattered "
-            "by both; this holds for every method alike."
+            "The network of the perceptual distance is the one whose features the distances use, so a tokenizer trained on "
+            "it is flattered by both; this holds for every method alike."
         )
     if not facts["tuning_trials"]:
         found.append(
-            "No method was tuned: each ran with its shipped settings, so a method whose defaults suit this size better has an advantage."
+            "No method was tuned: each ran with its shipped settings, so a method whose defaults suit this size better has "
+            "an advantage."
         )
     found += _of_bits(facts["nominal_bits_per_image"])
     if facts["missing"]:
         found.append(
-            f"{len(facts['missing'])} measurements of the plan are missing; a method that lacks seeds or budgets is compared on those it has."
+            f"{len(facts['missing'])} measurements of the plan are missing; a method that lacks seeds or budgets is compared "
+            "on those it has."
         )
     for what, name in (("code_versions", "versions of the code"), ("devices", "kinds of machine")):
         if len(facts[what]) > 1:
@@ -58,10 +63,10 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
 
 def _of_seeds(seeds: int) -> str:
     if seeds == 1:
-        return "Every training was run once, so the noise between trainings is unknown and no difference can be called significant."
+        return "Every training was run once: the noise between trainings is unknown, and no difference is called significant."
     return (
-        f"Every training was run with {seeds} seeds. Their noise is pooled over the methods, which takes it to be alike for all; a method "
-        "that fails now and then can look better or worse than it is."
+        f"Every training was run with {seeds} seeds: enough for large differences only, and a method that fails now and then "
+        "can look better or worse than it is."
     )
 
 
@@ -71,5 +76,7 @@ def _of_bits(nominal: Mapping[str, Mapping[str, float]]) -> list[str]:
         usual = sorted(methods.values())[len(methods) // 2]
         other = [f"{label} {value:.0f}" for label, value in methods.items() if abs(value / usual - 1) > SLACK]
         if other:
-            found.append(f"At {bits} bits, not every method spends the {usual:.0f} bits per image of the others: {', '.join(other)}.")
+            found.append(
+                f"At {bits} bits, not every method spends the {usual:.0f} bits per image of the others: {', '.join(other)}."
+            )
     return found

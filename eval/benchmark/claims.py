@@ -1,7 +1,7 @@
 """The published claims that a benchmark can test, and what it says of them: supported, contradicted or inconclusive, here.
 
-LGQ's paper (arXiv 2602.16086) reports, on ImageNet at 128 px with K = 16384, a better rFID than FSQ and SimVQ with about half as many
-active codes as FSQ, from one training each.
+LGQ's paper (arXiv 2602.16086) reports, on ImageNet at 128 px with K = 16384, a better rFID than FSQ and SimVQ with about half
+as many active codes as FSQ, from one training each.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ HALF = (0.4, 0.6)  # what "about half" is taken to mean
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim at one budget: its words, the number that it is about with a 95 % interval, and the answer.
+    """One claim at one budget: the number that it is about with a 95 % interval, and the answer.
 
-    kind: "difference" (of rFD, subject minus rival) or "ratio" (of active codes); values: the two means; p: one for the claim alone and
-    `holm` for all claims of its kind.
+    kind: "difference" (of rFD, subject minus rival) or "ratio" (of active codes); values: the two means; p: one for the claim
+    alone and `holm` for all claims of its kind.
     """
 
-    words: str
     kind: str
     subject: str
     rival: str
@@ -67,14 +66,12 @@ def _distances(benchmark: Benchmark, bits: float) -> list[Claim]:
     metrics = benchmark.table("fd", bits, None)
     if len(metrics) < 2:
         return []
-    label = next(iter(next(iter(metrics.values())).values())).label
     table = {name: {seed: metric.value for seed, metric in row.items()} for name, row in metrics.items()}
     errors = {name: {seed: metric.standard_error or 0.0 for seed, metric in row.items()} for name, row in metrics.items()}
     claims = []
     for subject, rival, pair in _pairs(benchmark, table, errors):
-        words = f"{subject} reconstructs better than {rival} (lower {label.split(' (')[0]})"
         values = (_mean(table, subject), _mean(table, rival))
-        claims.append(Claim(words, "difference", subject, rival, bits, values, *pair, "inconclusive"))
+        claims.append(Claim("difference", subject, rival, bits, values, *pair, "inconclusive"))
     return claims
 
 
@@ -83,10 +80,9 @@ def _codes(benchmark: Benchmark, bits: float) -> list[Claim]:
     logarithms = {name: {seed: math.log(max(1, value)) for seed, value in row.items()} for name, row in table.items()}
     claims = []
     for subject, rival, (estimate, low, high, p, seeds) in _pairs(benchmark, logarithms):
-        words = f"{subject} uses about half as many codes as {rival}"
         values = (_mean(table, subject), _mean(table, rival))
         ratio = (math.exp(estimate), math.exp(low), math.exp(min(high, 700)))
-        claims.append(Claim(words, "ratio", subject, rival, bits, values, *ratio, p, seeds, "inconclusive"))
+        claims.append(Claim("ratio", subject, rival, bits, values, *ratio, p, seeds, "inconclusive"))
     return claims
 
 

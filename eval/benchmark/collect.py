@@ -33,14 +33,21 @@ class Job:
     def read(values: Mapping[str, Any]) -> Job:
         """From `inputs["job"]`; KeyError or TypeError where it is not one."""
         prior = values.get("prior")
-        return Job(str(values["method"]), str(values.get("label") or values["method"]), float(values["bits"]), int(values["seed"]), prior)
+        return Job(
+            str(values["method"]),
+            str(values.get("label") or values["method"]),
+            float(values["bits"]),
+            int(values["seed"]),
+            prior,
+        )
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """All results below `folder`; jobs in the order of their budgets, labels and seeds.
 
-    contract: what the runner wrote about the plan and its fairness, where it did; missing: measurements of the plan without a result.
+    contract: what the runner wrote about the plan and its fairness, where it did; missing: measurements of the plan without a
+    result.
     """
 
     name: str

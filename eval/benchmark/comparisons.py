@@ -1,10 +1,11 @@
 """Which of several methods is better, when each was trained with a few seeds: pure functions of a table of numbers.
 
-The model is that of a randomised block design: value[method, seed] = method + seed + noise. What all runs of a seed share (the order
-of the data, the seeds of the samples) drops out of a difference, and the noise is estimated from all methods together, because
-three seeds of two methods alone would leave two degrees of freedom. A pair whose own runs are noisier than that is compared at its
-own noise: where one method in ten is ten times as noisy as the rest, pooling alone would find a false difference in one ranking of
-five, this in one of twelve (three seeds; in one of fifty where all are alike, for a twentieth less power).
+The model is that of a randomised block design: value[method, seed] = method + seed + noise. What all runs of a seed share
+(the order of the data, the seeds of the samples) drops out of a difference, and the noise is estimated from all methods
+together, because three seeds of two methods alone would leave two degrees of freedom. A pair whose own runs are noisier than
+that is compared at its own noise: where one method in ten is ten times as noisy as the rest, pooling alone would find a false
+difference in one ranking of five, this in one of twelve (three seeds; in one of fifty where all are alike, for a twentieth
+less power).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eval.benchmark.correlations import spearman
 
 Table = Mapping[str, Mapping[int, float]]  # method -> seed -> value
 ALPHA = 0.05  # chance of one false difference among all pairs of a ranking
+ROUNDING = 1e-10  # residuals below this share of the values are no noise
 FLIPS = 16  # differences up to which all sign flips are tried
 
 
@@ -30,8 +32,8 @@ class Fit:
     """Least squares of value = method + seed.
 
     means: of the methods at the average seed, in the order of `methods`; spread: their covariance for noise of variance 1;
-    variance: of the noise, on `df` degrees of freedom (None where there are none); own: that of each method's runs alone (0 where
-    it has one); residuals: (method, seed, value).
+    variance: of the noise, on `df` degrees of freedom (None where there are none); own: that of each method's runs alone (0
+    where it has one); residuals: (method, seed, value).
     """
 
     methods: tuple[str, ...]
@@ -48,8 +50,8 @@ class Fit:
 class Pair:
     """Method a minus method b: the difference, its 95 % interval, p alone and after Holm's correction for all pairs.
 
-    flips: p of the exact sign-flip test, None where the seeds are too few for it to reach 0.05. Where nothing is known of the noise
-    (one seed, or no seed in common) standard_error is None, the interval is infinite and p is 1.
+    flips: p of the exact sign-flip test, None where the seeds are too few for it to reach 0.05. Where nothing is known of the
+    noise (one seed, or no seed in common) standard_error is None, the interval is infinite and p is 1.
     """
 
     a: str
@@ -70,8 +72,8 @@ class Ranking:
 
     letters: methods that share one do not differ at the family level `ALPHA`; ranks: the ranks that a method can have given the
     differences found; first: share of bootstrap draws in which it is the best; rank_interval: 95 % of its ranks there.
-    noise: standard deviation of a run, on `df` degrees of freedom; sampling: the part that is due to the finite number of images;
-    equal_noise: p that all methods are equally noisy (Bartlett); omnibus: p that all are equally good (F test).
+    noise: standard deviation of a run, on `df` degrees of freedom; sampling: the part that is due to the finite number of
+    images; equal_noise: p that all methods are equally noisy (Bartlett); omnibus: p that all are equally good (F test).
     """
 
     methods: tuple[str, ...]
@@ -92,7 +94,9 @@ class Ranking:
     def best(self) -> tuple[str, ...]:
         """The methods that do not differ from the first one, which is among them."""
         first = self.methods[0]
-        worse = {pair.b if pair.a == first else pair.a for pair in self.pairs if first in (pair.a, pair.b) and pair.holm < ALPHA}
+        worse = {
+            pair.b if pair.a == first else pair.a for pair in self.pairs if first in (pair.a, pair.b) and pair.holm < ALPHA
+        }
         return tuple(method for method in self.methods if method not in worse)
 
 
@@ -114,6 +118,7 @@ def fit(table: Table) -> Fit:
     beta = inverse @ values
     rank = int(np.linalg.matrix_rank(design))
     left = values - design @ beta
+    left[np.abs(left) < ROUNDING * np.abs(values).max()] = 0
     df = len(cells) - rank
     covariance = inverse @ inverse.T
     known_cells = design @ inverse
@@ -156,7 +161,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def sign_flips(differences: Sequence[float]) -> float | None:
-    """Two-sided p that differences are symmetric about 0, from all sign flips; None where the smallest possible p exceeds 0.05."""
+    """Two-sided p that differences are symmetric about 0, from all sign flips; None where none can be as small as 0.05."""
     n = len(differences)
     if 2 / 2**n > ALPHA or n > FLIPS:
         return None
@@ -193,10 +198,9 @@ def rank(
 ) -> Ranking:
     """Order methods, and say which differences stand.
 
-    better: "lower", "higher", or "neither" (then the highest comes first). sampling: standard error of each value from its finite
-    number of images. The noise between seeds contains it already, so the larger of the two is used: never a smaller noise than
-    the images alone give.
-    ValueError for an empty table.
+    better: "lower", "higher", or "neither" (then the highest comes first). sampling: standard error of each value from its
+    finite number of images. The noise between seeds contains it already, so the larger of the two is used: never a smaller
+    noise than the images alone give. ValueError for an empty table.
     """
     fitted = fit(table)
     methods, m = fitted.methods, len(fitted.methods)
@@ -313,7 +317,7 @@ class Shift:
 
 
 def shifts(differences: Mapping[str, Sequence[float]]) -> dict[str, Shift]:
-    """Whether each method's differences are 0 on average; their noise is pooled over the methods. p is 1 where it is unknown."""
+    """Whether each method's differences are 0 on average; their noise is pooled over the methods. p is 1 where unknown."""
     rows = {name: np.asarray(values, float) for name, values in differences.items() if len(values)}
     df = sum(len(values) - 1 for values in rows.values())
     within = sum(float(((values - values.mean()) ** 2).sum()) for values in rows.values())

@@ -1,4 +1,6 @@
-"""Whether one measure predicts another across methods, and which methods no other beats in two measures at once: pure functions."""
+"""Whether one measure predicts another across methods, and which methods no other beats in two measures at once: pure
+functions.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,9 @@ def associate(
 ) -> Association | None:
     """How well x ranks as y does: x[stratum][method], y alike; the coefficients are those within strata, averaged.
 
-    A stratum holds what may be compared with each other (one budget and one prior). Methods are the units: the bootstrap draws them with
-    all their strata, and the test permutes them in all strata alike. None with fewer than six methods, or where a measure is constant.
+    A stratum holds what may be compared with each other (one budget and one prior). Methods are the units: the bootstrap
+    draws them with all their strata, and the test permutes them in all strata alike. None with fewer than six methods, or
+    where a measure is constant.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     strata, n = a.shape

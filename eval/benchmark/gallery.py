@@ -47,7 +47,12 @@ def samples(benchmark: Benchmark) -> list[dict[str, Any]]:
             counts = [len(labels) for labels in layout["rows"].values()]
             tiles = _tiles(benchmark, result, "samples", layout["tile"], sum(counts))
             # the first of every group in turn, then the second of each
-            order = [sum(counts[:group]) + column for column in range(max(counts)) for group in range(len(counts)) if column < counts[group]]
+            order = [
+                sum(counts[:group]) + column
+                for column in range(max(counts))
+                for group in range(len(counts))
+                if column < counts[group]
+            ]
             chosen = [tiles[place] for place in order[: 2 * SHOWN]]
             alt = f"samples of {prior_name(prior)} on {job.label}"
             rows.append({"label": job.label, "picture": picture(grid(chosen, 2 * SHOWN), layout["tile"], alt)})
@@ -69,7 +74,13 @@ def memorisation(benchmark: Benchmark) -> list[dict[str, Any]]:
             above, below = tiles[: layout["count"]][:CHECKED], tiles[layout["count"] :][:CHECKED]
             alt = f"samples on {job.label} above their nearest training images"
             share = result.metrics.get("memorised")
-            rows.append({"label": job.label, "picture": picture(grid([*above, *below], len(above)), layout["tile"], alt), "share": share})
+            rows.append(
+                {
+                    "label": job.label,
+                    "picture": picture(grid([*above, *below], len(above)), layout["tile"], alt),
+                    "share": share,
+                }
+            )
         if rows:
             found.append({"prior": prior_name(prior), "bits": benchmark.bits[-1], "rows": rows})
     return found

@@ -1,4 +1,6 @@
-"""What the page of a benchmark shows, gathered from its verdict, result files and pictures into plain values for the template."""
+"""What the page of a benchmark shows, gathered from its verdict, result files and pictures into plain values for the
+template.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,17 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "cards": cards(verdict),
         "main": main_table(verdict),
         "tables": full_tables(verdict),
-        "rankings": _drawn(
+        "rankings": [
             plots.ranking(row["rows"], _where(row), _floor(benchmark, row), color, TWO_SIDED)
             for row in sorted(chief, key=lambda row: row["prior"] is None)
-        ),
+        ],
         "scatters": _scatters(benchmark, verdict, color),
         "guidance": _guidance(benchmark, color),
         "fronts": _fronts(benchmark, verdict, color),
-        "forests": _drawn(
+        "forests": [
             plots.forest([row for row in verdict["predictors"] if row["prior"] == prior], prior_name(prior))
             for prior in dict.fromkeys(row["prior"] for row in verdict["predictors"])
-        ),
+        ],
         "inside": _inside(benchmark, color),
         "training": _training(benchmark, color),
         "reconstructions": reconstructions(benchmark),
@@ -109,7 +111,9 @@ def full_tables(verdict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         names = list(dict.fromkeys(ranking["metric"] for ranking in verdict["rankings"] if ranking["prior"] == prior))
         title = f"Samples of {prior_name(prior)}" if prior else "Tokenizers"
         if names:
-            found[title] = _table(verdict, lambda ranking, prior=prior: ranking["prior"] == prior, [(prior, name) for name in names])
+            found[title] = _table(
+                verdict, lambda ranking, prior=prior: ranking["prior"] == prior, [(prior, name) for name in names]
+            )
     return found
 
 
@@ -131,11 +135,10 @@ def _table(verdict: Mapping[str, Any], keep: Callable[..., bool], wanted: Sequen
                 "seeds": len(row["values"]),
             }
     order = [key for key in wanted if key in columns]
-    last = order[-1] if order else None
     rows = [{"bits": bits, "label": label, "cells": [own.get(key) for key in order]} for (bits, label), own in cells.items()]
     rows.sort(key=lambda row: (row["bits"], row["cells"][-1] is None, row["cells"][-1]["sort"] if row["cells"][-1] else 0))
-    counts = {name: sorted({cell["n"] for row in rows for cell in row["cells"] if cell}) for name in ("n",)}["n"]
-    return {"columns": [columns[key] for key in order], "rows": rows, "sorted": last, "counts": counts}
+    counts = sorted({cell["n"] for row in rows for cell in row["cells"] if cell})
+    return {"columns": [columns[key] for key in order], "rows": rows, "counts": counts}
 
 
 def _metric(ranking: Mapping[str, Any], row: Mapping[str, Any]) -> Metric:
@@ -148,7 +151,11 @@ def _plus_minus(metric: Metric) -> str:
 
 def _where(ranking: Mapping[str, Any]) -> str:
     name = ranking["label"].split(" (")[0]
-    return f"{name}, {prior_name(ranking['prior'])}, {ranking['bits']:g} bits" if ranking["prior"] else f"{name}, {ranking['bits']:g} bits"
+    return (
+        f"{name}, {prior_name(ranking['prior'])}, {ranking['bits']:g} bits"
+        if ranking["prior"]
+        else f"{name}, {ranking['bits']:g} bits"
+    )
 
 
 def _floor(benchmark: Benchmark, ranking: Mapping[str, Any]) -> float | None:
@@ -211,7 +218,10 @@ def _averaged(points: Iterable[Mapping[str, Any]], x: str, y: str) -> list[tuple
     at: dict[float, list[Mapping[str, Any]]] = {}
     for point in points:
         at.setdefault(point[x], []).append(point)
-    return [(place, *_mean_and_error([own[y] for own in group], group[0].get("standard_error"))) for place, group in sorted(at.items())]
+    return [
+        (place, *_mean_and_error([own[y] for own in group], group[0].get("standard_error")))
+        for place, group in sorted(at.items())
+    ]
 
 
 def _mean_and_error(values: Sequence[float], alone: float | None) -> tuple[float, float | None]:
@@ -231,7 +241,12 @@ def _fronts(benchmark: Benchmark, verdict: Mapping[str, Any], color: Mapping[str
     found = []
     for front in verdict["fronts"]:
         points = [
-            {**point, "x": point["cost"], "y": point["fd"], "y_error": errors.get((front["prior"], point["bits"], point["label"]))}
+            {
+                **point,
+                "x": point["cost"],
+                "y": point["fd"],
+                "y_error": errors.get((front["prior"], point["bits"], point["label"])),
+            }
             for point in front["points"]
         ]
         if len({point["x"] for point in points}) > 1:
@@ -311,7 +326,9 @@ def _provenance(benchmark: Benchmark) -> dict[str, Any]:
         ("Data", f"fingerprint {first.inputs.get('data_fingerprint')}"),
     ]
     for result in {result.reference.get("id"): result for result in results.values()}.values():
-        facts.append((f"Reference {result.reference.get('id')}", ", ".join(f"{k} {v}" for k, v in result.reference.items() if k != "id")))
+        facts.append(
+            (f"Reference {result.reference.get('id')}", ", ".join(f"{k} {v}" for k, v in result.reference.items() if k != "id"))
+        )
     for versions in {str(result.versions): result.versions for result in results.values()}.values():
         packages = ", ".join(f"{name} {version}" for name, version in versions.get("packages", {}).items() if version)
         facts.append(("Versions", f"Python {versions.get('python')}, {packages}, code {versions.get('code')}"))
@@ -319,7 +336,9 @@ def _provenance(benchmark: Benchmark) -> dict[str, Any]:
     jobs = [
         {
             "job": f"{job.label}-{job.bits:g}b-s{job.seed}{f'-{job.prior}' if job.prior else ''}",
-            "hashes": ", ".join(f"{k.removesuffix('_sha256')} {v[:12]}\u2026" for k, v in result.inputs.items() if k.endswith("_sha256")),
+            "hashes": ", ".join(
+                f"{k.removesuffix('_sha256')} {v[:12]}\u2026" for k, v in result.inputs.items() if k.endswith("_sha256")
+            ),
             "started": result.started,
             "seconds": result.seconds,
             "command": " ".join(result.command),
@@ -327,7 +346,3 @@ def _provenance(benchmark: Benchmark) -> dict[str, Any]:
         for job, result in results.items()
     ]
     return {"facts": facts, "jobs": jobs}
-
-
-def _drawn(drawings: Iterable[str]) -> list[str]:
-    return list(drawings)

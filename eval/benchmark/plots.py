@@ -27,7 +27,8 @@ COLORS = (
     "#c24a4a",
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-WIDE, SMALL = (7.4, 4.2), (3.55, 2.5)
+SMALL, LARGE = (3.55, 2.5), (5.2, 3.6)
+FEW = 4  # values of an axis that are its ticks
 DPI = 130  # of clouds of points, which are pictures inside the plot
 
 Series = Mapping[str, Sequence[tuple[float, float, float | None]]]  # label -> (x, y, standard error of y)
@@ -39,17 +40,31 @@ def colors(labels: Sequence[str]) -> dict[str, str]:
 
 
 def ranking(rows: Sequence[Mapping[str, Any]], title: str, floor: float | None, color: Mapping[str, str], margin: float) -> str:
-    """Methods from best to worst: each seed a dot, the mean with `margin` standard errors, and the letters of its group."""
+    """Methods from best to worst: each seed a dot, a line with `margin` standard errors at the mean, the letters of its
+    group.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(SMALL[0], 0.8 + 0.27 * len(rows)))
         for y, row in enumerate(rows):
             own = color[row["label"]]
             error = margin * (row["standard_error"] or 0)
-            axes.plot([*row["values"].values()], [y] * len(row["values"]), "o", color=own, markersize=3, alpha=0.45)
-            axes.errorbar(row["mean"], y, xerr=error or None, fmt="D", color=own, markersize=5, capsize=2.5, linewidth=1.4)
+            axes.plot(
+                [*row["values"].values()], [y] * len(row["values"]), "o", color=own, markersize=4, alpha=0.4, markeredgewidth=0
+            )
+            axes.errorbar(
+                row["mean"],
+                y,
+                xerr=error or None,
+                fmt="|",
+                color=own,
+                markersize=9,
+                markeredgewidth=1.8,
+                capsize=2.5,
+                linewidth=1.4,
+            )
             axes.annotate(row["letters"], (1, y), xycoords=("axes fraction", "data"), va="center", ha="left", fontsize=8)
-        if floor is not None and rows:
-            axes.axvline(floor, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+        if floor is not None:
+            axes.set_xlabel(f"real images: {floor:.3g}", fontsize=8)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
@@ -58,10 +73,12 @@ def ranking(rows: Sequence[Mapping[str, Any]], title: str, floor: float | None, 
         return as_svg(figure)
 
 
-def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, title: str, color: Mapping[str, str], log: bool = False) -> str:
+def scatter(
+    points: Sequence[Mapping[str, Any]], x: str, y: str, title: str, color: Mapping[str, str], log: bool = False
+) -> str:
     """Two measures of methods with two standard errors each; a marker per budget; points on the front are joined by a line."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=SMALL if log else (5.2, 3.6))
+        figure, axes = plt.subplots(figsize=SMALL if log else LARGE)
         budgets = sorted({point["bits"] for point in points})
         for point in points:
             own = color[point["label"]]
@@ -83,9 +100,13 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, title: str, col
         front = sorted((point["x"], point["y"]) for point in points if point.get("front"))
         if front:
             axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, alpha=0.5, drawstyle="steps-post", zorder=0)
-        if log and min(point["x"] for point in points) > 0:
+        places = sorted({point["x"] for point in points})
+        if log and 0 < 4 * places[0] < places[-1]:
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        if len(places) <= FEW:
+            axes.set_xticks(places)
+            axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_title(title)
@@ -122,7 +143,7 @@ def lines(
 def forest(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """Rank correlations with their intervals; 0 is chance."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.2, 0.9 + 0.28 * len(rows)))
+        figure, axes = plt.subplots(figsize=(SMALL[0], 0.9 + 0.25 * len(rows)))
         for number, row in enumerate(rows):
             low, high = row["spearman_interval"]
             sure = low > 0 or high < 0
@@ -134,7 +155,7 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.6)
-        axes.set_xlabel("Spearman's \u03c1 with gFD, 95 % interval (1: ranks as gFD does)")
+        axes.set_xlabel("Spearman's \u03c1 with gFD, 95 % interval")
         axes.set_title(title)
         return as_svg(figure)
 
@@ -143,7 +164,7 @@ def geometry(value: Mapping[str, Any], title: str) -> str:
     """Latents as a grey cloud, and the codes among them: the darker and larger, the more often used; crosses are never used."""
     with plt.rc_context({**STYLE, "savefig.dpi": DPI}):
         figure, axes = plt.subplots(figsize=(2.5, 2.5))
-        _cloud(axes, value["latents"], s=2, color="#8b949e", alpha=0.35)
+        _cloud(axes, value["latents"], s=4, color="#8b949e", alpha=0.4)
         used = [(point, count) for point, count in zip(value["codes"], value["count"], strict=True) if count]
         unused = [point for point, count in zip(value["codes"], value["count"], strict=True) if not count]
         if used:

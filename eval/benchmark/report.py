@@ -18,7 +18,7 @@ report.html is one file: pictures and plots are inside, nothing is loaded from a
 def main() -> None:
     """Parse the command line, then write the three files."""
     parser = argparse.ArgumentParser(
-        description="Judge a benchmark by its result files: rankings, significance, predictors, claims; as a page and as Markdown.",
+        description="Judge a benchmark by its result files, and write the verdict as a page, as Markdown and as JSON.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

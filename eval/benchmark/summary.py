@@ -46,8 +46,8 @@ def _main(verdict: Mapping[str, Any]) -> list[str]:
     note = (
         f"Means over {seeds} seeds \u00b1 one standard error of the mean"
         + (f"; every gFD of {samples:,} samples" if samples else "")
-        + f"; distances are {verdict['facts']['distance'] or 'not measured'}. Bold: the best, and what cannot be told from it at the same "
-        "budget. Methods that share a letter do not differ (Holm, 0.05)."
+        + f"; distances are {verdict['facts']['distance'] or 'not measured'}. Bold: the best, and what cannot be "
+        "told from it at the same budget. Methods that share a letter do not differ (Holm, 0.05)."
     )
     return [*lines, "", note, ""]
 
@@ -64,7 +64,8 @@ def _predictors(verdict: Mapping[str, Any]) -> list[str]:
     ]
     for row in rows:
         values = [
-            f"{row[name]:.2f} ({row[f'{name}_interval'][0]:.2f} to {row[f'{name}_interval'][1]:.2f})" for name in ("spearman", "kendall")
+            f"{row[name]:.2f} ({row[f'{name}_interval'][0]:.2f} to {row[f'{name}_interval'][1]:.2f})"
+            for name in ("spearman", "kendall")
         ]
         p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
         lines.append(_row([row["label"].split(" (")[0], prior_name(row["prior"]), *values, p, str(row["n"])]))

@@ -84,7 +84,9 @@ def facts(benchmark: Benchmark) -> dict[str, Any]:
         "distance": shown[0].label if shown else None,
         "extractor": results[0].extractor if results else None,
         "reference_images": next((result.reference.get("n") for result in generations or results), None),
-        "image_size": next((result.reference.get("image_size") for result in results if "image_size" in result.reference), None),
+        "image_size": next(
+            (result.reference.get("image_size") for result in results if "image_size" in result.reference), None
+        ),
         "training_images": max(training, default=None),
         "nominal_bits_per_image": nominal,
         "tuning_trials": benchmark.contract.get("tuning_trials"),
@@ -104,15 +106,17 @@ def rankings(benchmark: Benchmark) -> list[dict[str, Any]]:
             for name in benchmark.metrics(prior):
                 table = benchmark.table(name, bits, prior)
                 if table:
-                    found.append({"prior": prior, "bits": bits, "metric": name, **_ranking(table, benchmark.methods, name == CHIEF)})
+                    found.append(
+                        {"prior": prior, "bits": bits, "metric": name, **_ranking(table, benchmark.methods, name == CHIEF)}
+                    )
     return found
 
 
 def overall(benchmark: Benchmark) -> dict[str, Any] | None:
     """One ranking over all budgets and priors: how many percent a method's gFD lies above the average of all, as a logarithm.
 
-    A block is a budget and a seed; its priors are averaged, since they share a tokenizer. Methods that change places between budgets
-    add to the noise, so what stands here stands for budgets as such. None with fewer than two methods or two blocks.
+    A block is a budget and a seed; its priors are averaged, since they share a tokenizer. Methods that change places between
+    budgets add to the noise, so what stands here stands for budgets as such. None with fewer than two methods or two blocks.
     """
     logarithms: dict[str, dict[int, float]] = {}
     number = 0
@@ -148,11 +152,15 @@ def predictors(benchmark: Benchmark) -> list[dict[str, Any]]:
     for prior in (*benchmark.priors, *([None] if len(benchmark.priors) > 1 else [])):  # None: over all priors
         for name in (name for name in PREDICTORS if name in known):
             strata = [(bits, own) for bits in benchmark.bits for own in ([prior] if prior else benchmark.priors)]
-            rows = [(_means(benchmark.table(name, bits, None)), _means(benchmark.table(CHIEF, bits, own))) for bits, own in strata]
+            rows = [
+                (_means(benchmark.table(name, bits, None)), _means(benchmark.table(CHIEF, bits, own))) for bits, own in strata
+            ]
             rows = [(x, y) for x, y in rows if set(x) & set(y)]
             labels = [label for label in benchmark.labels if rows and all(label in x and label in y for x, y in rows)]
             sign = 1 if known[name].better == "lower" else -1
-            result = associate([[sign * x[label] for label in labels] for x, _ in rows], [[y[label] for label in labels] for _, y in rows])
+            result = associate(
+                [[sign * x[label] for label in labels] for x, _ in rows], [[y[label] for label in labels] for _, y in rows]
+            )
             if result:
                 own = {"prior": prior, "metric": name, "label": known[name].label, **asdict(result)}
                 found.append(own)
@@ -173,7 +181,12 @@ def budgets(benchmark: Benchmark) -> list[dict[str, Any]]:
             if label in low and label in high
         }
         for label, shift in shifts(differences).items():
-            means = {f"{bits:g}": value for bits in benchmark.bits for value in [_mean(benchmark.table(CHIEF, bits, prior).get(label))] if value is not None}
+            means = {
+                f"{bits:g}": value
+                for bits in benchmark.bits
+                for value in [_mean(benchmark.table(CHIEF, bits, prior).get(label))]
+                if value is not None
+            }
             found.append({"prior": prior, "label": label, "few": few, "many": many, "means": means, **asdict(shift)})
     return found
 
