@@ -130,8 +130,8 @@ def _predictors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if weak:
             text += f" No evidence for {_listed([_short(row) for row in weak])}."
     evidence = [
-        f"{prior_name(row['prior'])}, {row['label']}: \u03c1 {row['spearman']:.2f}, \u03c4 {row['kendall']:.2f}, {_p(row['p'])}, "
-        f"n {row['n']}"
+        f"{prior_name(row['prior'])}, {row['label']}: \u03c1 {row['spearman']:.2f}, \u03c4 {row['kendall']:.2f}, "
+        f"{_p(row['p'])}, n {row['n']}"
         for row in rows
     ]
     status = "decided" if right and len(right) == len(over) else "partly" if sure else "inconclusive"
@@ -215,8 +215,8 @@ def _retest(chief: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     status = "decided" if many >= 0.8 else "partly" if many >= 0.5 else "inconclusive"
     seeds = generation[0]["seeds"]
     text = (
-        f"The ranking of one seed agrees with that of another with \u03c1 = {one:.2f} on average; the mean of {seeds} seeds would "
-        f"agree with that of {seeds} new ones with about {many:.2f} (Spearman and Brown)."
+        f"The ranking of one seed agrees with that of another with \u03c1 = {one:.2f} on average; the mean of {seeds} seeds "
+        f"would agree with that of {seeds} new ones with about {many:.2f} (Spearman and Brown)."
     )
     return _answer(question, status, text, words)
 

@@ -124,12 +124,13 @@ def fit(table: Table) -> Fit:
     known_cells = design @ inverse
     known = inverse @ design  # a contrast is known where it is a combination of the rows
     contrasts = np.eye(m)[:, None] - np.eye(m)[None]  # (a, b, m)
-    comparable = np.isclose(contrasts @ known[:m, :], np.concatenate([contrasts, np.zeros((m, m, s))], -1), atol=1e-8).all(-1)
+    whole = np.concatenate([contrasts, np.zeros((m, m, s))], -1)
+    comparable = np.asarray(np.isclose(contrasts @ known[:m, :], whole, atol=1e-8)).all(-1)
     return Fit(
         methods,
         beta[:m],
         covariance[:m, :m],
-        comparable,
+        np.asarray(comparable),
         float(left @ left) / df if df else None,
         df,
         _own_variances(left, 1 - np.diag(known_cells), [methods.index(method) for method, _, _ in cells], m),

@@ -83,17 +83,21 @@ def write_benchmark(crops):
                     sigma = 0.3 + 0.12 * number
                     lift = 15.0 * (bits[-1] - b)
                     run = rng.normal(0, noise)
-                    result(f"quality/{name}", name, "tokenizer",
-                           _tokenizer(rng, reconstructed + lift + shared[s] / 2, generated + lift + shared[s] + run, used, b, error),
-                           job, _inside(rng, used, b, number), {"originals": (crops[:16], 8), "reconstructions": (blur(crops[:16], sigma), 8)},
-                           tokenizer_sha256=f"{number}{b}{s}" * 12)  # fmt: skip
+                    at = generated + lift + shared[s] + run
+                    metrics = _tokenizer(rng, reconstructed + lift + shared[s] / 2, at, used, b, error)
+                    sheets = {"originals": (crops[:16], 8), "reconstructions": (blur(crops[:16], sigma), 8)}
+                    hashes = {"tokenizer_sha256": f"{number}{b}{s}" * 12}
+                    result(f"quality/{name}", name, "tokenizer", metrics, job, _inside(rng, used, b, number), sheets, **hashes)
                     for p, prior in enumerate(priors):
-                        at = generated + lift - 8 * p + shared[s] + run + rng.normal(0, noise / 2)
+                        own = at - 8 * p + rng.normal(0, noise / 2)
                         tiles = blur(crops[16 * p + 8 : 16 * p + 32], sigma + 0.3)
                         near = torch.cat([tiles[:8], crops[16 * p + 40 : 16 * p + 48]])
-                        result(f"generation/{name}-{prior}", name, "generation", _generation(rng, at, b, error),
-                               {**job, "kind": "generation", "prior": prior}, _curve(rng, at, error),
-                               {"samples": (tiles, 8), "nearest": (near, 8)}, prior_sha256=f"{number}{b}{s}{p}" * 12)  # fmt: skip
+                        sheets = {"samples": (tiles, 8), "nearest": (near, 8)}
+                        facts = {**job, "kind": "generation", "prior": prior}
+                        hashes = {"prior_sha256": f"{number}{b}{s}{p}" * 12}
+                        metrics = _generation(rng, own, b, error)
+                        where, details = f"generation/{name}-{prior}", _curve(rng, own, error)
+                        result(where, name, "generation", metrics, facts, details, sheets, **hashes)
         return folder
 
     return write
@@ -140,23 +144,24 @@ def _inside(rng, used, bits, number):
         "usage": {"size": size, "active": active, "rank": list(range(active)),
                   "count": np.maximum(1, 131072 * weights / weights.sum()).astype(int).tolist()},
         "shown": {"tile": [TILE, TILE], "count": 16},
-        "pfd": [{"share": share, "fd": 90 + 15 * number + 300 * share, "standard_error": 1.0} for share in (0.0, 0.05, 0.1, 0.2, 0.4)],
+        "pfd": [{"share": share, "fd": 90 + 15 * number + 300 * share, "standard_error": 1.0}
+                for share in (0.0, 0.05, 0.1, 0.2, 0.4)],
         "cost": {"parameters": 1_600_000 + 9000 * number, "quantizer_parameters": 8192, "flops_per_image": 1.4e8,
                  "train_seconds": 300.0 + 12 * number, "ms_per_step": 61.0, "peak_mb": None},
         "geometry": {"latents": rng.normal(0, 1, (400, 2)).round(3).tolist(), "codes": codes.round(3).tolist(),
                      "count": rng.geometric(0.02, len(codes)).tolist(), "note": ""} if table else None,
         "gersho": {"log_density": density.tolist(), "log_volume": (-0.6 * density + rng.normal(0, 0.4, 200)).tolist(),
                    "slope": -0.6, "expected_slope": -0.67} if table else None,
-        "training": [{"images": 1280 * (t + 1), "loss": 1 + 2 / (1 + t), **({"temperature": 1 / (1 + t), "purity": 1 - 1 / (2 + t)} if not number else {})}
-                     for t in range(31)],
+        "training": [{"images": 1280 * (t + 1), "loss": 1 + (2 + number) / (1 + t),
+                      **({"temperature": 1 / (1 + t), "purity": 1 - 1 / (2 + t)} if not number else {})} for t in range(31)],
     }  # fmt: skip
 
 
 def _curve(rng, gfd, error):
     scales = (1.0, 2.0, 3.0)
     return {
-        "curve": [{"guidance": g, "fd": gfd + 12 * (g - 2) ** 2 + rng.normal(0, error), "standard_error": error, "is": 10 + 2 * g,
-                   "precision": 0.4 + 0.1 * g, "recall": 0.5 - 0.05 * g} for g in scales],
+        "curve": [{"guidance": g, "fd": gfd + 12 * (g - 2) ** 2 + rng.normal(0, error), "standard_error": error,
+                   "is": 10 + 2 * g, "precision": 0.4 + 0.1 * g, "recall": 0.5 - 0.05 * g} for g in scales],
         "chosen": 2.0,
         "cost": {"parameters": 1_100_000, "train_seconds": 400.0, "images_per_second": 40.5},
         "samples": {"tile": [TILE, TILE], "rows": {name: ["a"] * 8 for name in ("desert", "forest", "ice")}},
