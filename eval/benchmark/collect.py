@@ -21,9 +21,12 @@ SHARED = ("version", "data_fingerprint", "extractor", "config")
 
 @dataclass(frozen=True)
 class Job:
-    """What was measured: a method at a budget and a seed, and the prior on its tokens (None for the tokenizer itself)."""
+    """What was measured: a method at a budget and a seed, and the prior on its tokens (None for the tokenizer itself).
 
-    method: str
+    A label stands for one method, so the method's name does not tell jobs apart.
+    """
+
+    method: str = field(compare=False)
     label: str
     bits: float
     seed: int
