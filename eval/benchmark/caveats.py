@@ -49,6 +49,11 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
             "No method was tuned: each ran with its shipped settings, so a method whose defaults suit this size better has "
             "an advantage."
         )
+    if facts["guidance_at_end"]:
+        found.append(
+            f"For {facts['guidance_at_end']} of {facts['generations']} priors the strongest guidance tried was the best: a "
+            "stronger one may be better still."
+        )
     found += _of_bits(facts["nominal_bits_per_image"])
     if facts["missing"]:
         found.append(

@@ -59,7 +59,12 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
 def render(values: Mapping[str, Any]) -> str:
     """The page as HTML."""
     environment = Environment(loader=PackageLoader("eval", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"prior": prior_name, "short": lambda label: label.split(" (")[0], "number": number, "error": error}
+    name = (values["facts"]["extractor"] or {}).get("name")
+    environment.filters |= {
+        "prior": prior_name,
+        # the extractor is named once, in the heading; other words in brackets tell measures apart
+        "short": lambda label: label.replace(f" ({name})", "").replace(f" ({name} probe)", ""),
+    }
     return environment.get_template("benchmark/report.html.j2").render(values)
 
 

@@ -90,6 +90,11 @@ def facts(benchmark: Benchmark) -> dict[str, Any]:
         "training_images": max(training, default=None),
         "nominal_bits_per_image": nominal,
         "tuning_trials": benchmark.contract.get("tuning_trials"),
+        "guidance_at_end": sum(
+            result.details["chosen"] == max(point["guidance"] for point in result.details["curve"])
+            for result in generations
+            if len(result.details.get("curve", ())) > 1
+        ),
         "judge_is_loss": any(
             result.extractor.get("sha256") == result.details.get("perceptual_sha256") is not None for result in tokenizers
         ),
