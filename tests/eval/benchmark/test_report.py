@@ -23,6 +23,7 @@ METHODS = {
     "fsq": ("fsq", 186.0, 104.0, 0.97),
     "vq_ema": ("vq_ema", 200.0, 100.0, 0.70),
     "a & <b>": ("ibq", 215.0, 110.0, 0.88),
+    "lfq": ("lfq", 225.0, 125.0, 0.93),
     "half_codes": ("vq", 250.0, 140.0, 0.30),
 }
 WATCH = """<script>
@@ -88,9 +89,9 @@ def test_the_command_writes_three_files(folder, monkeypatch, capsys):
 
 def test_a_damaged_picture_is_one_clear_line(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "jobs/quality/lgq-8b-s0/originals.png").unlink()
+    (copy / "jobs/quality/lgq-8b-s0/reconstructions.png").unlink()
     benchmark = collect(copy)
-    with pytest.raises(UserError, match=r"originals\.png"):
+    with pytest.raises(UserError, match=r"reconstructions\.png"):
         gather(benchmark, judge(benchmark))
 
 
@@ -119,8 +120,8 @@ def test_a_real_browser_shows_and_sorts_it(browser, page, tmp_path, width):
     (up, ascending), (down, descending) = state["sorted"]
     assert (up, down, state["marked"]) == ("ascending", "descending", 1)
     values = [float(value) for value in ascending if value != "none"]
-    assert values == sorted(values) and len(values) == 11 and ascending[-1] == "none"  # what is missing comes last
-    assert [float(value) for value in descending[:11]] == values[::-1] and descending[-1] == "none"
+    assert values == sorted(values) and len(values) == 13 and ascending[-1] == "none"  # what is missing comes last
+    assert [float(value) for value in descending[:13]] == values[::-1] and descending[-1] == "none"
 
     with Image.open(tmp_path / "page.png") as picture:
         pixels = np.asarray(picture.convert("L"), dtype=float)
