@@ -66,7 +66,7 @@ def ranking(rows: Sequence[Mapping[str, Any]], title: str, floor: float | None, 
         if floor is not None:
             axes.set_xlabel(f"real images: {floor:.3g}", fontsize=8)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.6)
         axes.set_title(title)
