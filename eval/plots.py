@@ -58,7 +58,7 @@ def usage_curve(rank: Sequence[int], count: Sequence[int], size: int, tokens: in
         axes.set_xlabel("codes, the most frequent first")
         axes.set_ylabel("% of all tokens")
         axes.legend(loc="upper right")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def training_curves(runs: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
@@ -74,7 +74,7 @@ def training_curves(runs: Mapping[str, Sequence[tuple[float, float]]], title: st
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         if len(runs) > 1:
             axes.legend(loc="best")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def comparison(
@@ -103,7 +103,7 @@ def comparison(
         axes.margins(x=0.22)
         axes.set_xlim(left=min(0, *values))
         axes.set_title(title)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _short(value: float) -> str:
@@ -113,7 +113,8 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG text for a page: its ink is the page's text colour, its ids are its own."""
     figure.tight_layout(pad=0.6)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

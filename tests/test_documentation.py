@@ -32,7 +32,7 @@ SCHEMAS = {
     "eval.run": EvalConfig,
     "eval.benchmark.__main__": BenchmarkConfig,
 }
-COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "eval.report"]
+COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "eval.report", "eval.benchmark.report"]
 
 
 class Parsed(Exception):
