@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   python -m pipeline.compress measure --pipeline runs/demo/maskgit --steps 8 --images 256
 
 The pictures lose what the tokenizer loses, the tokens nothing: a checksum in the file refuses all but the tokens that went in.
-The prior's weights are needed to decode, on the same kind of device with the same version of torch. Every action takes --dry-run."""
+To decode takes the prior's weights, the same kind of device and the same version of torch. Every action takes --dry-run."""
 
 
 def main() -> None:
@@ -45,13 +45,13 @@ def main() -> None:
     measure.add_argument("--images", type=int, default=1024, metavar="N", help="how many, drawn by --seed (default: 1024)")
     measure.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing of images (default: 0)")
     measure.add_argument("--no-labels", action="store_true", help="do not tell the prior the classes, nor store them")
-    measure.add_argument("--out", type=Path, metavar="FILE", help="default: rate_ and the run's name .json beside the store")
+    measure.add_argument("--out", type=Path, metavar="FILE", help="JSON; the coded file lies beside it (default: by the store)")
     for action in (encode, measure):
-        action.add_argument("--steps", type=int, metavar="N", help="of MaskGIT; fewer: faster, more bits (default: every token)")
+        action.add_argument("--steps", type=int, metavar="N", help="of MaskGIT; fewer: faster, more bits (default: one each)")
         action.add_argument("--order", metavar="NAME", help="of MaskGIT: halton (default) or random")
         action.add_argument("--batch-size", type=int, default=64, metavar="N", help="images coded together (default: 64)")
     for action in (encode, decode, measure):
-        action.add_argument("--pipeline", type=Path, metavar="RUN", help="a prior's run or a saved pipeline (default: see below)")
+        action.add_argument("--pipeline", type=Path, metavar="RUN", help="a prior's run or a saved pipeline")
         action.add_argument("--dry-run", action="store_true", help="say what would be done, then stop")
         action.epilog = (
             "Without --pipeline it takes, below runs/, "
@@ -62,6 +62,8 @@ def main() -> None:
         for name in ("batch_size", "images"):
             if getattr(arguments, name, 1) < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")
+    if arguments.action == "measure" and arguments.out is not None and arguments.out.suffix != ".json":
+        raise UserError(f"--out: {arguments.out}; give a name that ends in .json")
 
     # imported here so that --help and usage errors answer at once
     from pipeline import compress_command

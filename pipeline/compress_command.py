@@ -42,14 +42,14 @@ def encode_pictures(
     dry_run: bool,
 ) -> None:
     """Tokenize pictures, code their tokens under the prior, write one file."""
+    for picture in pictures:
+        if not picture.is_file():
+            raise UserError(f"{picture}: no such file; give pictures to encode")
     path = pipeline or newest_prior(None)
     model = open_pipeline(path)
     models = identified(model.prior, path)
     options = coding_options(model.prior, steps=steps, order=order)
     label = None if query is None else only_class(model, query)
-    for picture in pictures:
-        if not picture.is_file():
-            raise UserError(f"{picture}: no such file; give pictures to encode")
     if dry_run:
         shown = "no class" if label is None else described(model, label)
         print(f"{path}: {len(pictures)} pictures of {shown}, at most {model.prior.spec}\n{options}\n-> {out}")

@@ -73,7 +73,7 @@ def compress(
 ) -> Compressed:
     """A file of these images' tokens. labels: of the prior's classes, its null class included; None: all of the null class.
 
-    Images of one batch are coded together, and decoded together. Raises UserError for tokens or labels that are not the prior's.
+    Images of a batch are coded together and decoded together. Raises UserError for tokens or labels that are not the prior's.
     """
     prior, n = models.prior, len(tokens)
     classes = prior.config["num_classes"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import constriction
 import numpy as np
@@ -28,8 +29,9 @@ from stage2_prior.schedules import MASK_SCHEDULES, reveal_counts
 
 HELD = 1 << 22  # logits held at once: 16 MB. It decides which tokens follow which, so it is part of the format
 DIGIT = 256  # the largest alphabet that is coded in one digit
+RANGE_CODER: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 # probabilities are rounded to multiples of 2^-24, none below one; `perfect` would round optimally and far more slowly
-FAMILY = constriction.stream.model.Categorical(perfect=False)
+FAMILY = RANGE_CODER.model.Categorical(perfect=False)
 Coder = Callable[[Float[Tensor, "s k"], Int[Tensor, " s"]], Int[Tensor, " s"]]
 
 
@@ -93,7 +95,7 @@ class Message:
 @torch.no_grad()
 def encode(model: CodingModel, tokens: Int[Tensor, "b t d"]) -> Message:
     """The message of a batch of token grids: whole 32-bit words, at most two more than `bits` and the rounding ask for."""
-    encoder = constriction.stream.queue.RangeEncoder()
+    encoder = RANGE_CODER.queue.RangeEncoder()
 
     def write(probabilities: Tensor, symbols: Tensor) -> Tensor:
         encoder.encode(symbols.cpu().numpy().astype(np.int32), FAMILY, probabilities.cpu().numpy())
@@ -108,7 +110,7 @@ def decode(model: CodingModel, stream: bytes, b: int, d: int) -> Int[Tensor, "b 
     """The tokens of a message. Raises DamagedMessage where the stream cannot be one; not every damage shows itself."""
     if len(stream) % 4:
         raise DamagedMessage("it does not consist of 32-bit words")
-    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+    decoder = RANGE_CODER.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
 
     def read(probabilities: Tensor, _: Tensor) -> Tensor:
         try:
