@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   python -m pipeline.compress decode two.lgq --out pictures              pictures/00000.png, pictures/00001.png
   python -m pipeline.compress decode two.lgq --out pictures --images 1   that one alone
   python -m pipeline.compress measure --pipeline runs/demo/ar            bits per pixel of the store's validation images
-  python -m pipeline.compress measure --pipeline runs/demo/maskgit --steps 8 --images 256
+  python -m pipeline.compress measure --pipeline runs/demo/maskgit --steps 4 --images 256
 
 The pictures lose what the tokenizer loses, the tokens nothing: a checksum in the file refuses all but the tokens that went in.
 To decode takes the prior's weights, the same kind of device and the same version of torch. Every action takes --dry-run."""
@@ -47,7 +47,7 @@ def main() -> None:
     measure.add_argument("--no-labels", action="store_true", help="do not tell the prior the classes, nor store them")
     measure.add_argument("--out", type=Path, metavar="FILE", help="JSON; the coded file lies beside it (default: by the store)")
     for action in (encode, measure):
-        action.add_argument("--steps", type=int, metavar="N", help="of MaskGIT; fewer: faster, more bits (default: one each)")
+        action.add_argument("--steps", type=int, metavar="N", help="of MaskGIT; fewer: faster, more bits (default: 16)")
         action.add_argument("--order", metavar="NAME", help="of MaskGIT: halton (default) or random")
         action.add_argument("--batch-size", type=int, default=64, metavar="N", help="images coded together (default: 64)")
     for action in (encode, decode, measure):

@@ -54,18 +54,15 @@ def encode_pictures(
         shown = "no class" if label is None else described(model, label)
         print(f"{path}: {len(pictures)} pictures of {shown}, at most {model.prior.spec}\n{options}\n-> {out}")
         return
-    bar = progress_bar(len(pictures), "tokenize", enabled=len(pictures) > batch_size)
-    tokens = []
-    side = model.tokenizer.spec.image_size[0]
-    for start in range(0, len(pictures), batch_size):
-        images = torch.stack([read_picture(picture, side) for picture in pictures[start : start + batch_size]])
-        tokens.append(encode(model, images))
-        bar.update(len(images))
-    bar.close()
-    bar = progress_bar(len(pictures), "encode")
+    tokens, side = [], model.tokenizer.spec.image_size[0]
+    with progress_bar(len(pictures), "tokenize", enabled=len(pictures) > batch_size) as bar:
+        for begin in range(0, len(pictures), batch_size):
+            images = torch.stack([read_picture(picture, side) for picture in pictures[begin : begin + batch_size]])
+            tokens.append(encode(model, images))
+            bar.update(len(images))
     labels = None if label is None else [label] * len(pictures)
-    coded = compress(models, torch.cat(tokens), labels, options, batch_size, bar.update)
-    bar.close()
+    with progress_bar(len(pictures), "encode") as bar:
+        coded = compress(models, torch.cat(tokens), labels, options, batch_size, bar.update)
     write_token_file(out, coded.content)
     pixels = len(pictures) * math.prod(model.prior.spec.image_size)
     rates = ", ".join(
@@ -83,7 +80,7 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
     """Decode a file, or the batches that some of its images are in, and write the pictures."""
     coded = read_token_file(file)
     header = coded.header
-    wanted = list(range(header.images)) if images is None else images
+    wanted = list(range(header.images)) if images is None else sorted(set(images))
     for image in wanted:
         if not 0 <= image < header.images:
             raise UserError(f"--images: {image}; {file} holds images 0 to {header.images - 1}")
@@ -97,17 +94,16 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
     if dry_run:
         print(f"{file}: {len(wanted)} of {header.images} images by {path}{f'; {note}' if note else ''}\n-> {out}")
         return
-    bar = progress_bar(len(wanted), "decode")
-    for batch in sorted({image // header.batch_size for image in wanted}):
-        tokens = decompress(models, coded, batch, str(file))
-        rows = header.batch_images(batch)
-        own = [image for image in dict.fromkeys(wanted) if image in rows]
-        pixels = model.decode(tokens[[image - rows.start for image in own]]).permute(0, 2, 3, 1).cpu().numpy()
-        for image, picture in zip(own, pixels, strict=True):
-            save_picture(picture, out / f"{image:05d}.png")
-        bar.update(len(own))
-    bar.close()
-    print(f"{out}: {len(set(wanted))} images of {file} by {path}" + (f" ({note}: the checksums hold)" if note else ""))
+    with progress_bar(len(wanted), "decode") as bar:
+        for batch in sorted({image // header.batch_size for image in wanted}):
+            tokens = decompress(models, coded, batch, str(file))
+            rows = header.batch_images(batch)
+            own = [image for image in wanted if image in rows]
+            pixels = model.decode(tokens[[image - rows.start for image in own]]).permute(0, 2, 3, 1).cpu().numpy()
+            for image, picture in zip(own, pixels, strict=True):
+                save_picture(picture, out / f"{image:05d}.png")
+            bar.update(len(own))
+    print(f"{out}: {len(wanted)} images of {file} by {path}" + (f" ({note}: the checksums hold)" if note else ""))
 
 
 def measure_rate(
@@ -138,19 +134,18 @@ def measure_rate(
         return
     rows = torch.randperm(store.images("validation"), generator=generator("measure", seed))[:count].sort().values.tolist()
     grids, classes = store.batch("validation", rows)
-    bar = progress_bar(2 * count, "encode, decode")
-    began = time.perf_counter()
-    coded = compress(models, grids, None if no_labels else classes.tolist(), options, batch_size, bar.update)
-    encoded = time.perf_counter()
-    write_token_file(out.with_suffix(".lgq"), coded.content)
-    file = read_token_file(out.with_suffix(".lgq"))
-    for batch in range(file.header.batches):
-        there = grids[batch * batch_size : (batch + 1) * batch_size]
-        if not torch.equal(decompress(models, file, batch, str(path)).cpu(), there):
-            raise UserError(f"{path}: images of batch {batch} came back changed, though their checksum holds")
-        bar.update(len(there))
-    decoded = time.perf_counter()
-    bar.close()
+    coded_file = out.with_suffix(".lgq")
+    with progress_bar(2 * count, "encode, decode") as bar:
+        began = time.perf_counter()
+        coded = compress(models, grids, None if no_labels else classes.tolist(), options, batch_size, bar.update)
+        encoded = time.perf_counter()
+        write_token_file(coded_file, coded.content)
+        file = read_token_file(coded_file)
+        for batch, there in enumerate(grids.split(batch_size)):
+            if not torch.equal(decompress(models, file, batch, str(coded_file)).cpu(), there):
+                raise UserError(f"{coded_file}: images of batch {batch} came back changed, though their checksum holds")
+            bar.update(len(there))
+        decoded = time.perf_counter()
     told = torch.full_like(classes, store.num_classes) if no_labels else classes
     rates = rate_table(store, grids, coded.model_bits, validation_bits(prior, grids, told, batch_size, seed))
     measured = {"file": 8 * len(coded.content), "streams": 8 * coded.stream_bytes}

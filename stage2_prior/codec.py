@@ -60,12 +60,12 @@ class CodingOptions:
 class MaskGITCoding(CodingOptions):
     """MaskGIT: tokens are coded in an `order` that does not look at them (PLANNED_ORDERS, drawn from `seed`).
 
-    `steps` None: one token at a time. Fewer steps, their sizes set by `schedule`, are faster and cost bits: the tokens of a
-    step are coded as if they were independent, given those before.
+    The tokens of a step are coded as if they were independent, given those before. So fewer `steps`, whose sizes `schedule`
+    sets, are faster and cost bits; with as many as there are tokens, or more, each is coded alone.
     """
 
     order: str = "halton"
-    steps: int | None = None
+    steps: int = 16
     schedule: str = "arccos"
     seed: int = 0
 
@@ -73,15 +73,15 @@ class MaskGITCoding(CodingOptions):
         for name, value, table in (("order", self.order, PLANNED_ORDERS), ("schedule", self.schedule, MASK_SCHEDULES)):
             if value not in table:
                 raise UserError(f"coding.{name}: {value}; choose one of {', '.join(table)}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"coding.steps: {self.steps}; give 1 or more, or leave it out for one token at a time")
+        if self.steps < 1:
+            raise UserError(f"coding.steps: {self.steps}; give 1 or more")
 
     def groups(self, scales: tuple[tuple[int, int], ...]) -> list[Int[Tensor, " m"]]:
         """The positions of each step."""
         t = sum(h * w for h, w in scales)
         uniform = torch.rand(1, t, generator=generator("coding order", self.seed))
         order = PLANNED_ORDERS[self.order](scales, uniform)[0].argsort(stable=True)
-        return list(order.split(list(reveal_counts(t, self.steps or t, self.schedule))))
+        return list(order.split(list(reveal_counts(t, self.steps, self.schedule))))
 
 
 @dataclass(frozen=True)
