@@ -59,6 +59,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "constriction": importlib.metadata.version("constriction"),
         "device": f"{device.type}: {name}",
+        "float32_matmul": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
     }
 
