@@ -132,16 +132,17 @@ def test_the_number_of_threads_is_that_of_the_file_and_stays_what_it_was(coded, 
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("name", ["maskgit", "ar"])
-def test_the_measured_rate_adds_up(chain, commands, name, tmp_path):
+@pytest.mark.parametrize(("name", "told"), [("maskgit", False), ("ar", True)])
+def test_the_measured_rate_adds_up(chain, commands, name, told, tmp_path):
     run, out = getattr(chain, name), tmp_path / "rate.json"
     words = ["measure", "--pipeline", run, "--images", 50, "--batch-size", 16, "--out", out]
-    assert str(out) in commands.succeed(COMPRESS, *words, "--dry-run").out and not out.exists()
-    commands.succeed(COMPRESS, *words)
+    said = commands.succeed(COMPRESS, *words, *([] if told else ["--no-labels"])).out
+    assert said.startswith(f"{out}: bits per pixel of 50 images: file ")
     result = json.loads(out.read_text())
     pixel, token = result["bits_per_pixel"], result["bits_per_token"]
     size = out.with_suffix(".lgq").stat().st_size
-    assert (result["images"], result["file_bytes"]) == (50, size) and pixel["file"] == 8 * size / 50 / 256
+    assert (result["images"], result["labels"], result["file_bytes"]) == (50, told, size)
+    assert pixel["file"] == 8 * size / 50 / 256
     assert (token["nominal"], pixel["nominal"]) == (4.0, 0.25)
     assert token["histogram"] <= token["histogram_corrected"] <= 4.0
     streams, ideal = 50 * 16 * token["streams"], 50 * 16 * token["model"]
@@ -149,9 +150,11 @@ def test_the_measured_rate_adds_up(chain, commands, name, tmp_path):
     assert math.isclose(result["overhead"]["streams_over_model"], streams / ideal - 1, rel_tol=1e-6)
     # exact for AR, a noisy estimate of a bound over all orders for MaskGIT
     assert token["validation"] == pytest.approx(token["model"], rel=1e-5 if "order" not in result["coding"] else 0.2)
-    untold = commands.succeed(COMPRESS, *words[:-1], tmp_path / "none.json", "--no-labels")
-    assert "bits per pixel of 50 images" in untold.out
-    assert json.loads((tmp_path / "none.json").read_text())["labels"] is False
+
+
+def test_a_dry_run_of_measuring_does_nothing(chain, commands, tmp_path):
+    shown = commands.succeed(COMPRESS, "measure", "--tokens", chain.tokens, "--dry-run", folder=chain.root.parent).out
+    assert f"60 of 60 validation images of {chain.tokens}" in shown and not list(chain.root.glob("rate_*"))
 
 
 MISTAKES = {
