@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
@@ -120,6 +121,12 @@ class AutoregressivePrior(Prior):
     ) -> Samples:
         classes, given = self._request(labels, seeds, given)
         return sample_autoregressive(CachedLogits(self, classes), given, options, seeds, trace, progress)
+
+    def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
+        """Token after token in raster order: the message's length is the exact likelihood."""
+        logits = CachedLogits(self, labels)
+        groups = torch.arange(self.spec.t, device=self.device).split(1)
+        return CodingModel(groups, lambda tokens, step: logits(tokens[:, :step], (True,)))
 
     def _features(
         self,

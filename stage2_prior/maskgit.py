@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
+from stage2_prior.codec import CodingModel, CodingOptions, MaskGITCoding
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
@@ -31,6 +32,7 @@ class MaskGITPrior(Prior):
     """
 
     options_type: ClassVar[type[SamplingOptions]] = MaskGITSampling
+    coding_type: ClassVar[type[CodingOptions]] = MaskGITCoding
 
     @register_to_config
     def __init__(
@@ -115,6 +117,25 @@ class MaskGITPrior(Prior):
         progress: Progress | None = None,
     ) -> Samples:
         classes, given = self._request(labels, seeds, given)
+        return sample_maskgit(self._masked_logits(classes), given, self.spec.scales, options, seeds, trace, progress)
+
+    def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
+        """Group after group in an order that is the same for all images, each token given all those of earlier groups."""
+        assert isinstance(options, MaskGITCoding)
+        groups = [group.to(self.device) for group in options.groups(self.spec.scales)]
+        given = self._masked_logits(labels)
+        b = len(labels)
+
+        def logits(tokens: Tensor, step: int) -> HeadLogits:
+            masked = torch.ones(self.spec.t, dtype=torch.bool, device=self.device)
+            masked[torch.cat([*groups[:step], groups[step][:0]])] = False
+            rows = torch.arange(b, device=self.device)
+            return given(tokens, masked.expand(b, -1), groups[step].expand(b, -1), rows, (True,))
+
+        return CodingModel(groups, logits)
+
+    def _masked_logits(self, classes: Int[Tensor, " b"]) -> Callable[..., HeadLogits]:
+        """The prior as MaskedLogits: of images of these classes."""
 
         def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> HeadLogits:
             labels = self._branch_labels(classes[rows], branches)
@@ -128,7 +149,7 @@ class MaskGITPrior(Prior):
                 features = self._features(tokens.repeat(n, 1, 1), masked.repeat(n, 1), labels, queries=positions.repeat(n, 1))
             return self.codes.logits(features)
 
-        return sample_maskgit(logits, given, self.spec.scales, options, seeds, trace, progress)
+        return logits
 
     def _features(
         self,

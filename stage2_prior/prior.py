@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.core.config import did_you_mean
 from pipeline.core.errors import UserError
 from pipeline.core.token_spec import TokenSpec
+from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.heads import build_head
 from stage2_prior.sampling import UNKNOWN, Progress, Samples, SamplingOptions
 from stage2_prior.transformer import SIZES, Shape, Transformer
@@ -34,6 +35,7 @@ class Prior(ModelMixin, ConfigMixin, ABC):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Block"]
     options_type: ClassVar[type[SamplingOptions]]
+    coding_type: ClassVar[type[CodingOptions]] = CodingOptions
 
     def _build(
         self,
@@ -89,6 +91,13 @@ class Prior(ModelMixin, ConfigMixin, ABC):
 
         Raises UserError for a label outside the classes, or tokens that are not this prior's.
         """
+
+    def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
+        """What the codec codes a batch of images of these labels under, once; the null class is the label `num_classes`.
+
+        Raises UserError where this kind of prior has no codec.
+        """
+        raise UserError(f"{type(self).__name__}: no codec for this kind of prior; use an autoregressive one or MaskGIT")
 
     def _common_noise(self, batch_size: int, generator: torch.Generator) -> Noise:
         return {

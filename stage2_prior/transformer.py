@@ -295,7 +295,7 @@ class Transformer(nn.Module):
     def modulate(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b 6 f"]:
         """What the class does to all blocks."""
         features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
-        return self.modulation(features).view(len(labels), 6, -1)
+        return self.modulation(features).unflatten(1, (6, -1))
 
     def angles(
         self, at: slice | Int[Tensor, "b n"], front: int = 0

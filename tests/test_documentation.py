@@ -32,7 +32,8 @@ SCHEMAS = {
     "eval.run": EvalConfig,
     "eval.benchmark.__main__": BenchmarkConfig,
 }
-COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "eval.report", "eval.benchmark.report"]
+PLAIN = ["pipeline.tokenize_dataset", "pipeline.sample", "pipeline.compress", "eval.report", "eval.benchmark.report"]
+COMMANDS = [*SCHEMAS, *PLAIN]
 
 
 class Parsed(Exception):

@@ -23,7 +23,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.snapshot import snapshots
 
-PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "datasets", "torch-fidelity", "numpy")
+PACKAGES = (
+    *("torch", "torchvision", "accelerate", "diffusers", "transformers", "datasets"),
+    *("torch-fidelity", "numpy", "constriction"),
+)
 # settings that say where and how fast to work, not what to compute: they may change when a run goes on
 FREE_SETTINGS = ("run", "workers", "report_every", "snapshot_every", "keep_snapshots", "tracker", "micro_batch")
 
