@@ -41,7 +41,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_folder import versions
 
-SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar"}  # where the configuration keeps a prior's options
+# where the configuration keeps a prior's options
+SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar", "NextScalePrior": "var"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Runner:
             "version": VERSION,
             "data_fingerprint": self.judge.data.fingerprint,
             "extractor": self.judge.extractor.describe(),
-            "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling())),
+            "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling(), var=Sampling())),
             **inputs,
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
