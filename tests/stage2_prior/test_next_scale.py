@@ -130,11 +130,10 @@ def test_cached_sampling_equals_uncached(make):
         return prior.codes.logits(features[:, i : ENDS[ENDS.index(i) + 1]])
 
     for options in (
-        {"temperature": 0.0, "guidance_scale": 2.0},
-        {"guidance_scale": 3.0, "guidance_schedule": "constant", "final_temperature": 0.7},
-        {"guidance_scale": 3.0, "guidance_interval": (0.2, 0.6), "top_p": 0.9},
+        NextScaleSampling(temperature=0.0, guidance_scale=2.0),
+        NextScaleSampling(guidance_scale=3.0, guidance_schedule="constant", final_temperature=0.7),
+        NextScaleSampling(guidance_scale=3.0, guidance_interval=(0.2, 0.6), top_p=0.9),
     ):
-        options = NextScaleSampling(**options)
         for known in (torch.full_like(given, UNKNOWN), given):
             plain = sample_next_scale(uncached, known, SCALES, options, [1, 2, 3]).tokens
             assert prior.sample(labels, options, [1, 2, 3], known).tokens.equal(plain)
@@ -217,7 +216,7 @@ def test_guidance_grows_from_scale_to_scale_and_asks_for_no_branch_that_it_does_
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_given_tokens_never_change_and_every_hole_is_filled_once(dtype):
-    full = torch.cat([draw_tokens([7, 5], 6)])
+    full = draw_tokens([7, 5], 6)
     hole = torch.rand(6, 30, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, 6)[:, None]
     hole[0], hole[-1], hole[:, 1:5] = False, True, False  # the first complete, and a scale that all have
     given, state, logits, done = torch.where(hole[..., None], UNKNOWN, full), torch.get_rng_state(), BranchLogits(dtype), []
