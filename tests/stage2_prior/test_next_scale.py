@@ -207,11 +207,32 @@ def test_guidance_grows_from_scale_to_scale_and_asks_for_no_branch_that_it_does_
 
     assert run()[1] == [(True,)] * 4 and run(guidance_scale=0.0)[1] == [(False,)] * 4
     assert run(guidance_scale=3.0)[1] == [(True,), *[(True, False)] * 3]
-    options = NextScaleSampling(guidance_scale=2.5)
-    assert [options.scale(step / 4, step / 3) for step in range(4)] == [1.0, 1.5, 2.0, 2.5]
     inside = run(guidance_scale=3.0, guidance_schedule="constant", guidance_interval=(0.25, 0.75))
     assert inside[1] == [(True,), (True, False), (True, False), (True,)]
     assert run(guidance_scale=1.0 + 1e-6)[0].equal(run()[0]) and not run(guidance_scale=3.0)[0].equal(run()[0])
+
+
+def test_the_guidance_scale_of_every_scale_can_be_read_off_its_tokens():
+    """Guided logits 2 s x - x^2, that is s^2 - (s - x)^2: the likeliest value is the x nearest to the guidance scale s."""
+    x = torch.arange(41) / 10
+    branch = {False: -x.square(), True: 2 * x - x.square()}
+
+    def logits(tokens, branches):
+        i = tokens.shape[1]
+        each = torch.stack([branch[conditional] for conditional in branches])
+        return TensorLogits([each[:, None, None].expand(-1, 2, ENDS[ENDS.index(i) + 1] - i, -1)])
+
+    def read(**options):
+        options = NextScaleSampling(temperature=0.0, **options)
+        tokens = sample_next_scale(logits, torch.full((2, 30, 1), UNKNOWN), SCALES, options, [0, 1]).tokens
+        return [x[tokens[:, start:end].unique()].tolist() for start, end in SETS]
+
+    def near(*scales):
+        return [pytest.approx([scale]) for scale in scales]
+
+    assert read(guidance_scale=2.5) == near(1.0, 1.5, 2.0, 2.5)  # VAR: 1 + w ratio, w = 1.5
+    assert read(guidance_scale=2.5, guidance_schedule="constant") == near(2.5, 2.5, 2.5, 2.5)
+    assert read(guidance_scale=0.5) == near(0.5, 0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
