@@ -32,7 +32,7 @@ class EvalConfig:
     extractor: auto (Inception-v3 where its weights are on this machine, else EfficientNet-Lite0) or one of the two names.
     weights: the file of Inception's weights, where it is neither in torch hub's cache nor in LGQ_INCEPTION_WEIGHTS.
     kid_subsets: random subsets (of 1000 images) whose mean is the kernel distance.
-    maskgit, ar: how priors of each kind sample.
+    maskgit, ar, var: how priors of each kind sample.
     shown_groups, shown_per_group: rows and columns of the sample sheets; shown_images: reconstructions in the report.
     """
 
@@ -46,6 +46,7 @@ class EvalConfig:
     seed: int = 0
     maskgit: Sampling = field(default_factory=Sampling)
     ar: Sampling = field(default_factory=Sampling)
+    var: Sampling = field(default_factory=Sampling)
     shown_groups: int = 16
     shown_per_group: int = 8
     shown_images: int = 32

@@ -30,7 +30,8 @@ DECODING_STEPS = 12  # at most
 ALL_CLASSES = 512  # classes that may be shown on one sheet
 SMALL = 64  # pixels of an image that such a sheet may hold
 SHOWN_CODES = 2048  # points of the usage curve
-SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar"}  # where the configuration keeps a prior's options
+# where the configuration keeps a prior's options
+SAMPLING = {"MaskGITPrior": "maskgit", "AutoregressivePrior": "ar", "NextScalePrior": "var"}
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eval.config import Sampling
 from eval.features import VERSION
 from eval.judge import Judge
-from eval.parts import Part
+from eval.parts import SAMPLING, Part
 from eval.results import FILE, Result, is_finished, write_result
 from pipeline.core.config import to_dict
 from pipeline.core.run_folder import versions
+
+NOT_DECISIVE = {"weights", *SAMPLING.values()}  # of the configuration: the extractor and a part's own inputs say them
 
 
 class Recorder:
@@ -33,7 +33,7 @@ class Recorder:
             "version": VERSION,
             "data_fingerprint": self.judge.data.fingerprint,
             "extractor": self.judge.extractor.describe(),
-            "config": to_dict(replace(self.judge.config, weights=None, maskgit=Sampling(), ar=Sampling())),
+            "config": {name: value for name, value in to_dict(self.judge.config).items() if name not in NOT_DECISIVE},
             **inputs,
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples

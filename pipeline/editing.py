@@ -3,7 +3,8 @@
 An edit samples some tokens again and keeps the others. Pixels that are to stay do stay, bit for bit: they are copied back.
 What lies in a hole is painted over before the picture is encoded, so that nothing of it can reach the tokens around it.
 
-A raster autoregressive prior sees only the kept tokens that come before a hole, MaskGIT sees all of them.
+A raster autoregressive prior sees only the kept tokens that come before a hole, next-scale prediction those of coarser scales,
+MaskGIT all of them.
 """
 
 from __future__ import annotations

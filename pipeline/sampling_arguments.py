@@ -15,7 +15,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=str, default="0", metavar="SEEDS", help="7, or 0-15, or 1,5,8-11 (default: 0)")
     parser.add_argument("--pipeline", metavar="RUN", help="a prior's run or a saved pipeline (default: the newest below runs/)")
-    parser.add_argument("--prior", choices=("maskgit", "ar"), help="the kind of prior, where --pipeline is not given")
+    parser.add_argument("--prior", choices=("maskgit", "ar", "var"), help="the kind of prior, where --pipeline is not given")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT")
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale: 1 none, 0 unconditional")
     parser.add_argument("--temperature", type=float, metavar="T", help="of the softmax: 1 as learned, 0 the likeliest tokens")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -17,10 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.core.token_spec import TokenSpec
 from stage2_prior.codec import CodingModel, CodingOptions
-from stage2_prior.heads import HeadLogits
+from stage2_prior.heads import Head, HeadLogits
 from stage2_prior.prior import Noise, Prior, resolve_shape
 from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
+from stage2_prior.transformer import Transformer
 
 
 class AutoregressivePrior(Prior):
@@ -128,6 +130,10 @@ class AutoregressivePrior(Prior):
         groups = torch.arange(self.spec.t, device=self.device).split(1)
         return CodingModel(groups, lambda tokens, step: logits(tokens[:, :step], (True,)))
 
+    def inputs(self, tokens: Int[Tensor, "b i d"], seen: int = 0) -> Float[Tensor, "b n f"]:
+        """What goes into the places of the tokens after the first `seen`."""
+        return self.codes.embed(tokens[:, seen:])
+
     def _features(
         self,
         tokens: Int[Tensor, "b t d"],
@@ -136,35 +142,55 @@ class AutoregressivePrior(Prior):
         order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t f"]:
         """What predicts each of the tokens, which come in this order (default: raster)."""
-        return self.trunk(self.codes.embed(tokens[:, :-1]), labels, seeds, order=order)
+        return self.trunk(self.inputs(tokens[:, :-1]), labels, seeds, order=order)
+
+
+class SequentialPrior(Protocol):
+    """A prior whose places have one order and see none after them, so that keys and values can be kept.
+
+    A place holds a token and predicts the next one, or it stands for a token that is still to come and predicts that.
+    """
+
+    trunk: Transformer
+    codes: Head
+
+    @property
+    def spec(self) -> TokenSpec: ...
+
+    def inputs(self, tokens: Int[Tensor, "b i d"], seen: int = 0) -> Float[Tensor, "b n f"]:
+        """What goes into all places that can be worked out of these tokens, after the first `seen`."""
+        ...
+
+    def _branch_labels(self, labels: Tensor, branches: tuple[bool, ...]) -> Tensor: ...
 
 
 class CachedLogits:
-    """Logits of the next token, keys and values kept: each call feeds what a branch has not seen yet.
+    """Logits of what comes next, keys and values kept: each call feeds what a branch has not seen yet.
 
     The conditional and the unconditional branch share one storage and one pass while they are equally long; a branch that
     was left out for some steps, its guidance scale being 1 or 0, catches up in one pass when it is needed again.
     """
 
-    def __init__(self, prior: AutoregressivePrior, labels: Int[Tensor, " b"]) -> None:
+    def __init__(self, prior: SequentialPrior, labels: Int[Tensor, " b"]) -> None:
         self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
         self.modulation = prior.trunk.modulate(self.labels)
-        places = prior.trunk.prefix + prior.spec.t - 1
-        self.cache = prior.trunk.empty_cache(self.modulation, places, prior.trunk.shape.depth)
+        self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t, prior.trunk.shape.depth)
         self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
         self.lengths = {True: 0, False: 0}
 
     def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
         if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
-            features = self._extend(tokens.repeat(2, 1, 1), slice(None), self.lengths[True])
+            features = self._extend(tokens.repeat(2, 1, 1), slice(None), branches)
         else:
-            features = torch.cat([self._extend(tokens, self.rows[branch], self.lengths[branch]) for branch in branches])
-        for branch in branches:
-            self.lengths[branch] = self.prior.trunk.prefix + tokens.shape[1]
+            features = torch.cat([self._extend(tokens, self.rows[branch], (branch,)) for branch in branches])
         return self.prior.codes.logits(features)
 
-    def _extend(self, tokens: Tensor, rows: slice, length: int) -> Tensor:
+    def _extend(self, tokens: Tensor, rows: slice, branches: tuple[bool, ...]) -> Tensor:
+        """Features of the places that stand for tokens to come, or of the last place if there are none."""
+        length = self.lengths[branches[0]]
         seen = max(length - self.prior.trunk.prefix, 0)
-        x = self.prior.codes.embed(tokens[:, seen:])
-        cache = self.cache.part(rows, length)
-        return self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], cache)[:, -1]
+        x = self.prior.inputs(tokens, seen)
+        places = seen + x.shape[1]
+        features = self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], self.cache.part(rows, length))
+        self.lengths |= dict.fromkeys(branches, self.prior.trunk.prefix + places)
+        return features[:, -max(places - tokens.shape[1], 1) :]

@@ -59,7 +59,7 @@ class MaskedLogits(Protocol):
 
 @runtime_checkable
 class NextLogits(Protocol):
-    """Logits of the token that follows `tokens`, sample by sample, for every branch in turn.
+    """Logits of the token that follows `tokens`, or of all those of the next scale, sample by sample, for every branch in turn.
 
     Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
 

@@ -24,7 +24,7 @@ Noise = dict[str, Tensor]
 
 
 class Prior(ModelMixin, ConfigMixin, ABC):
-    """The interface of both priors: a loss in training, bits in validation, tokens in sampling.
+    """The interface of all priors: a loss in training, bits in validation, tokens in sampling.
 
     Everything random in the loss comes in with `noise`, drawn for the global batch and handed out by rows; the loss is a sum
     over scored positions, to be divided by `loss_count` of the global noise. So the split of a batch over processes and
@@ -52,10 +52,11 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         code_dims: Sequence[int] | None,
         chained: bool,
         target_aware: bool = False,
+        groups: tuple[int, ...] = (),
     ) -> None:
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
-        self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout, target_aware)
+        self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout, target_aware, groups)
         self.codes = build_head(head, self.spec.sizes, shape.width, code_dims, chained)
 
     @abstractmethod

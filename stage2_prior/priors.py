@@ -9,9 +9,10 @@ from pipeline.core.config import did_you_mean
 from pipeline.core.errors import UserError
 from stage2_prior.autoregressive import AutoregressivePrior
 from stage2_prior.maskgit import MaskGITPrior
+from stage2_prior.next_scale import NextScalePrior
 from stage2_prior.prior import Prior
 
-PRIORS: dict[str, type[Prior]] = {"maskgit": MaskGITPrior, "ar": AutoregressivePrior}
+PRIORS: dict[str, type[Prior]] = {"maskgit": MaskGITPrior, "ar": AutoregressivePrior, "var": NextScalePrior}
 
 
 def build_prior(name: str, **options: object) -> Prior:

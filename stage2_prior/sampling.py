@@ -32,11 +32,12 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What both samplers share.
+    """What all samplers share.
 
     Guided logits are unconditional + scale (conditional - unconditional): 1 conditional, 0 unconditional, each with one
     forward pass per step. `guidance_schedule`: constant, linear in the revealed share, or power_cosine (of power
-    `guidance_power`) in the steps; outside `guidance_interval` = (from, to), shares of the steps, the scale is 1.
+    `guidance_power`) in the steps; outside `guidance_interval` = (from, to), shares of the steps, the scale is 1. The schedules
+    rise from 1; a scale below 1 is constant.
     `temperature` divides the guided logits (0: the most likely token), moving in equal steps to `final_temperature` where that
     is given (TiTok: 1.3 to 0.5; Halton-MaskGIT: 1 to 0.83); then `top_k` and `top_p` cut the tail.
     """
@@ -67,7 +68,7 @@ class SamplingOptions:
         start, end = self.guidance_interval
         if not start <= done < end:
             return 1.0
-        schedule = GUIDANCE_SCHEDULES[self.guidance_schedule]
+        schedule = GUIDANCE_SCHEDULES[self.guidance_schedule if self.guidance_scale > 1 else "constant"]
         return schedule(self.guidance_scale, done, revealed, self.guidance_power)
 
     def temperature_at(self, step: int, steps: int) -> float:
@@ -115,6 +116,17 @@ class MaskGITSampling(SamplingOptions):
 @dataclass(frozen=True, kw_only=True)
 class ARSampling(SamplingOptions):
     """Autoregressive, in raster order: one token after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextScaleSampling(SamplingOptions):
+    """Next-scale prediction: one step per scale, coarse to fine.
+
+    The linear guidance schedule, the default as in VAR, is linear in the scales: 1 at the coarsest, `guidance_scale` at the
+    finest. VAR's own numbers are 2.5 (1.5 in its convention), top_k 900 of 4096 codes, top_p 0.96.
+    """
+
+    guidance_schedule: str = "linear"
 
 
 @torch.no_grad()
@@ -247,6 +259,44 @@ def sample_autoregressive(
                 grids.append(tokens.clone())
         if progress is not None:
             progress(i + 1, t)
+    return Samples(tokens, grids)
+
+
+@torch.no_grad()
+def sample_next_scale(
+    logits: NextLogits,
+    given: Int[Tensor, "b t d"],
+    scales: tuple[tuple[int, int], ...],
+    options: NextScaleSampling,
+    seeds: Sequence[int],
+    trace: bool = False,
+    progress: Progress | None = None,
+) -> Samples:
+    """Scale by scale, all tokens of one at once (VAR, Tian et al. 2024); given tokens are kept and seen by all finer scales.
+
+    Args: logits: of all tokens of the scale that follows, row-major. given: tokens that stay as they are, UNKNOWN in those to
+    sample. scales: grids that the positions come from.
+    """
+    device, (b, t, d) = given.device, given.shape
+    tokens, known = given.clone(), (given != UNKNOWN).all(-1)
+    noise = SampleRng(seeds).uniform(range(b), t, d).to(device)
+    grids, start, steps = [], 0, len(scales)
+    for step, (h, w) in enumerate(scales):
+        here = slice(start, start + h * w)
+        places = (~known[:, here]).flatten().nonzero()[:, 0]
+        if len(places):
+            scale = options.scale(step / steps, step / max(steps - 1, 1))
+            heat = torch.full((b * h * w,), options.temperature_at(step, steps), device=device)
+            guided = guide(lambda branches: logits(tokens[:, :start], branches), [scale] * b, h * w, device)  # noqa: B023
+            values, uniform = tokens[:, here].clone(), noise[:, here].flatten(0, 1)
+            for some in portions(guided, places):
+                values.view(-1, d)[some] = draw_indices(guided, some, uniform[some], heat[some], options.cut)[1]
+            tokens[:, here] = values
+            if trace:
+                grids.append(tokens.clone())
+        start = here.stop
+        if progress is not None:
+            progress(step + 1, steps)
     return Samples(tokens, grids)
 
 

@@ -7,6 +7,7 @@ from pipeline.core.command import run_command, training_parser
 EXAMPLES = """examples:
   accelerate launch stage2_prior/train.py                                           MaskGIT on the demo's tokens
   accelerate launch stage2_prior/train.py --config configs/stage2/ar_demo.yaml      the autoregressive prior
+  accelerate launch stage2_prior/train.py --config configs/stage2/var_demo.yaml     for tokens of several scales (VAR)
   accelerate launch stage2_prior/train.py --config configs/stage2/maskgit_b.yaml tokens=TOKENS run=runs/maskgit_b
   accelerate launch stage2_prior/train.py --config configs/stage2/ar_l.yaml tokens=TOKENS --dry-run
 

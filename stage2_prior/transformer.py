@@ -1,4 +1,5 @@
-"""The trunk that both priors share: a pre-norm transformer over (registers, class, tokens), bidirectional or causal.
+"""The trunk that all priors share: a pre-norm transformer over (registers, class, tokens), bidirectional or causal, token by
+token or group by group.
 
 RMSNorm (Zhang & Sennrich 2019), QK-norm (Henry et al. 2020), SwiGLU (Shazeer 2020), two-dimensional rotary positions
 (Su et al. 2021, one half of each head per axis) beside learned ones, register tokens (Darcet et al. 2023), and the
@@ -9,10 +10,11 @@ an offset per layer, gates that start at zero.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -100,12 +102,16 @@ def take(x: Float[Tensor, "b n f"], index: Int[Tensor, "b m"]) -> Float[Tensor, 
 
 
 def attend(
-    q: Float[Tensor, "b a n c"], k: Float[Tensor, "b a s c"], v: Float[Tensor, "b a s c"], causal: bool
+    q: Float[Tensor, "b a n c"],
+    k: Float[Tensor, "b a s c"],
+    v: Float[Tensor, "b a s c"],
+    causal: bool,
+    visible: Bool[Tensor, "n s"] | None = None,
 ) -> Float[Tensor, "b a n c"]:
-    """Softmax attention; with `causal` the queries are the last n of the s places."""
+    """Softmax attention to the `visible` places, default all; with `causal` the queries are the last n of the s places."""
     n, s = q.shape[2], k.shape[2]
     if not causal or n == 1:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     if n == s:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     visible = torch.ones(n, s, dtype=torch.bool, device=q.device).tril(s - n)
@@ -181,8 +187,12 @@ class Block(Layer):
         seeds: Int[Tensor, " b"] | None = None,
         queries: Int[Tensor, "b m"] | None = None,
         cache: KeyValueCache | None = None,
+        visible: Bool[Tensor, "n s"] | None = None,
     ) -> Float[Tensor, "b m f"]:
-        """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache."""
+        """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache.
+
+        `visible`: which of the places so far each place of x sees, where that is not all of them.
+        """
         gains = self.gains(modulation)
         places = modulated(x, *gains[:2])
         k, v = self.keys_values(places, cos, sin)
@@ -191,7 +201,7 @@ class Block(Layer):
         q = self.queries(places, cos, sin)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
-        return self.add_branches(x, attend(q, k, v, self.causal), gains, seeds)
+        return self.add_branches(x, attend(q, k, v, self.causal, visible), gains, seeds)
 
 
 class Transformer(nn.Module):
@@ -200,10 +210,13 @@ class Transformer(nn.Module):
     Args: scales: grids of the tokens, coarse to fine. num_classes: the null class is number `num_classes`.
     causal: every place sees only the places before it and itself. dropout: of the two branches of each block.
     target_aware: the class place and every token are told the position of the token that comes next (RAR, Yu et al. 2024).
+    groups: sizes of groups of tokens, in their order, that see themselves and the groups before them; registers and class are
+    the first group. Without them, and not causal, every place sees all others.
     """
 
     cos: Tensor
     sin: Tensor
+    group: Tensor
 
     def __init__(
         self,
@@ -214,6 +227,7 @@ class Transformer(nn.Module):
         registers: int = 1,
         dropout: float = 0.0,
         target_aware: bool = False,
+        groups: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.shape, self.prefix = shape, registers + 1
@@ -230,6 +244,10 @@ class Transformer(nn.Module):
         angles = torch.cat([angles.new_zeros(self.prefix, angles.shape[1]), angles])  # the prefix has no place in the picture
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        counts = (self.prefix, *groups) if groups else ()
+        self.ends = tuple(accumulate(counts))
+        numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+        self.register_buffer("group", torch.tensor(numbers, dtype=torch.long), persistent=False)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func = _recompute
 
@@ -250,12 +268,12 @@ class Transformer(nn.Module):
         at, told = (slice(0, n), slice(0, n + 1)) if order is None else (order[:, :n], order[:, : n + 1])
         x = self._placed(x, at, told, labels)
         cos, sin = self.angles(at, self.prefix)
-        modulation = self.modulate(labels)
+        modulation, visible = self.modulate(labels), self.visible(0, x.shape[1])
         *body, last = self.blocks
         for block in body:
-            x = self.run(block, x, modulation, cos, sin, seeds)
+            x = self.run(block, x, modulation, cos, sin, seeds, None, None, visible)
         if queries is None:
-            return self.norm(self.run(last, x, modulation, cos, sin, seeds)[:, self.prefix - 1 :])
+            return self.norm(self.run(last, x, modulation, cos, sin, seeds, None, None, visible)[:, self.prefix - 1 :])
         return self.norm(self.run(last, x, modulation, cos, sin, seeds, queries + self.prefix - 1))
 
     def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
@@ -288,14 +306,22 @@ class Transformer(nn.Module):
         where = slice(start, end) if at is None else at
         x = self._placed(x, where, slice(start if first else start + 1, end + 1), labels if first else None)
         cos, sin = self.angles(where, self.prefix if first else 0)
+        visible = self.visible(cache.length, x.shape[1])
         for block in self.blocks:
-            x = block(x, modulation, cos, sin, cache=cache)
+            x = block(x, modulation, cos, sin, cache=cache, visible=visible)
         return self.norm(x[:, self.prefix - 1 :] if first else x)
 
     def modulate(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b 6 f"]:
         """What the class does to all blocks."""
         features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
         return self.modulation(features).unflatten(1, (6, -1))
+
+    def visible(self, first: int, n: int) -> Bool[Tensor, "n s"] | None:
+        """Which of the places so far each of the n from `first` on sees by its group; None where that hides nothing."""
+        end = first + n
+        if not any(first < boundary < end for boundary in self.ends):
+            return None
+        return self.group[first:end, None] >= self.group[:end]
 
     def angles(
         self, at: slice | Int[Tensor, "b n"], front: int = 0

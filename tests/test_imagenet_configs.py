@@ -166,11 +166,11 @@ def test_another_codebook_size_is_one_setting(codes):
 
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of four tokens an image: what a dry run needs."""
+    """A store of four tokens an image, in two scales: what a dry run of any prior needs."""
     path = tmp_path_factory.mktemp("store") / "tokens"
     names = [str(label) for label in range(10)]
     identity = TokenIdentity(
-        spec={"sizes": [16], "scales": [[2, 2]], "image_size": [32, 32]},
+        spec={"sizes": [16], "scales": [[1, 1], [1, 3]], "image_size": [32, 32]},
         tokenizer="nowhere",
         tokenizer_sha256="0" * 64,
         data={"name": "shapes"},
@@ -198,7 +198,9 @@ def test_every_prior_configuration_passes_a_dry_run(small_store, name):
     assert "GFLOP per image" in dry_run_prior(load_config(Stage2Config, f"configs/stage2/{name}.yaml", settings))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("maskgit_b", 89), ("ar_b", 89), ("maskgit_l", 311), ("ar_l", 311)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("maskgit_b", 89), ("ar_b", 89), ("var_b", 89), ("maskgit_l", 311), ("ar_l", 311)]
+)
 def test_priors_have_the_size_that_their_names_say(small_store, name, millions):
     with torch.device("meta"):
         prior = new_prior(load_config(Stage2Config, f"configs/stage2/{name}.yaml"), TokenStore(small_store))

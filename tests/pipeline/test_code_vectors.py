@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -69,6 +71,10 @@ def test_tables_beyond_reason_are_left_out(monkeypatch):
 @pytest.mark.parametrize("head", ["codebook", "geometric"])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_prior_is_made_of_the_codes_in_its_store(chain, runs, prior, head):
+    identity = runs.tokens / "identity.json"
+    described = json.loads(identity.read_text())
+    described["spec"]["scales"] = [[1, 1], [1, 3], [3, 4]]  # the same sixteen tokens, in as many scales as any prior needs
+    identity.write_text(json.dumps(described))
     settings = [f"prior={prior}", f"prior.head={head}", "prior.size=nano", "run=x", f"tokens={runs.tokens}", "images=1"]
     config = load_config(Stage2Config, None, settings)
     codebook = load_tokenizer(chain.tokenizer).quantizer.dequantize(torch.arange(16)[:, None, None], (1, 1)).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""Both priors on the tokens of every registered quantizer: they learn them, and what they sample can be decoded."""
+"""All priors on the tokens of every registered quantizer: they learn them, and what they sample can be decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from pipeline.api import ImageGenerator
 from pipeline.core.data.images import OrderedImages, ordered_batches
 from pipeline.core.data.sources import load_data
+from pipeline.core.errors import UserError
 from stage1_tokenizer.backbone import Backbone
 from stage1_tokenizer.quantizers import QUANTIZERS
 from stage1_tokenizer.quantizers.catalogue import settings
@@ -38,6 +39,10 @@ def encoded(request, batch):
 def test_a_prior_learns_the_tokens_and_its_samples_are_images(encoded, batch, name):
     tokenizer, tokens = encoded
     torch.manual_seed(0)
+    if name == "var" and len(tokenizer.spec.scales) == 1:
+        with pytest.raises(UserError, match="several scales"):
+            build_prior(name, **tokenizer.spec.to_dict(), num_classes=10)
+        return
     prior = build_prior(name, **tokenizer.spec.to_dict(), num_classes=10, depth=1, width=32, heads=2, dropout=0.0)
     noise = prior.draw_noise(len(tokens), torch.Generator().manual_seed(0))
 

@@ -12,6 +12,8 @@ from stage2_prior.priors import build_prior
 
 torch.set_num_threads(1)
 
+SCALES = {"var": [[1, 1], [1, 3], [3, 4]]}  # sixteen tokens for every prior, in as many scales as it needs
+
 
 def wake(prior, seed=0):
     """Opens the gates, which start at zero, so that every part of the network matters."""
@@ -30,7 +32,7 @@ def make_prior():
         torch.manual_seed(0)
         defaults = {
             "sizes": [11],
-            "scales": [[4, 4]],
+            "scales": SCALES.get(name, [[4, 4]]),
             "image_size": [16, 16],
             "num_classes": 5,
             "depth": 2,

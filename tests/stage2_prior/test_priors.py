@@ -241,11 +241,8 @@ def test_samples_of_an_untouched_batch_of_one_class_equal_those_of_many(make_pri
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_eight_grids_are_learnt_by_heart_and_come_back(name):
-    torch.manual_seed(0)
-    prior = build_prior(
-        name, sizes=[32], scales=[[4, 4]], image_size=[16, 16], num_classes=8, depth=2, width=64, heads=2, dropout=0.0
-    ).train()
+def test_eight_grids_are_learnt_by_heart_and_come_back(make_prior, name):
+    prior = make_prior(name, awake=False, sizes=[32], num_classes=8, width=64).train()
     tokens, labels = draw_tokens(prior, 8), torch.arange(8)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
@@ -345,6 +342,6 @@ def test_bad_requests_are_refused_in_one_line(make_prior, name):
             prior.sample(*arguments)
 
 
-def test_both_priors_are_final_classes_of_one_interface():
+def test_all_priors_are_final_classes_of_one_interface():
     assert {kind.__bases__[0].__name__ for kind in PRIORS.values()} == {"Prior"}
     assert PRIORS["maskgit"] is MaskGITPrior

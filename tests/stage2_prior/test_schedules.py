@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from stage2_prior.sampling import ARSampling, MaskGITSampling
-from stage2_prior.schedules import MASK_SCHEDULES, mask_counts, reveal_counts
+from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, mask_counts, reveal_counts
 
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
@@ -71,6 +71,9 @@ def test_guidance_schedules_reach_the_scale_and_keep_to_their_interval():
     cosine = MaskGITSampling(guidance_scale=3.0, guidance_schedule="power_cosine", guidance_power=2.0)
     assert cosine.scale(0.0, 0.5) == 1.0
     assert cosine.scale(0.5, 0.0) == pytest.approx(2 - math.cos(math.pi / 4))  # 1 + 2 (1 - cos(pi / 4)) / 2
+    for schedule in GUIDANCE_SCHEDULES:
+        for scale in (0.0, 0.5, 1.0):
+            assert MaskGITSampling(guidance_scale=scale, guidance_schedule=schedule).scale(0.3, 0.6) == scale
     interval = MaskGITSampling(guidance_scale=3.0, guidance_interval=(0.25, 0.5))
     assert [interval.scale(done, 0.0) for done in (0.0, 0.25, 0.49, 0.5)] == [1.0, 3.0, 3.0, 1.0]
 

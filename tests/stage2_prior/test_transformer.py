@@ -47,11 +47,12 @@ WHOLE = {"nano": 4.3, "T": 18.3, "S": 49.2, "B": 102.1, "L": 328.1, "XL": 474.4}
 @pytest.mark.parametrize("name", PRIORS)
 def test_whole_priors_have_the_parameters_that_their_configurations_state(name, size):
     with torch.device("meta"):
-        prior = build_prior(name, sizes=[16_384], scales=[[16, 16]], image_size=[256, 256], num_classes=1000, size=size)
+        scales = [[8, 16], [8, 16]] if name == "var" else [[16, 16]]
+        prior = build_prior(name, sizes=[16_384], scales=scales, image_size=[256, 256], num_classes=1000, size=size)
     total = sum(parameter.numel() for parameter in prior.parameters())
     width, (exact, _) = SIZES[size].width, PARAMETERS[size]
     tables = (1001 + 256 + 16_384) * width + 16_384  # classes, positions, codes, biases of the logits
-    assert total - exact - tables in (0, width)  # MaskGIT has a vector for what is masked
+    assert total - exact - tables == {"maskgit": 1, "ar": 0, "var": 2}[name] * width  # what is masked; every scale
     assert round(total / 1e6, 1) == WHOLE[size]
 
 
@@ -78,7 +79,7 @@ def test_causal_features_see_exactly_the_tokens_before(make_prior):
 
 
 @pytest.mark.parametrize("sizes", [[11], [7, 5]])
-@pytest.mark.parametrize("name", ["maskgit", "ar"])
+@pytest.mark.parametrize("name", PRIORS)
 def test_every_parameter_gets_a_gradient(make_prior, name, sizes):
     prior = make_prior(name, sizes=sizes, dropout=0.1).train()
     noise = prior.draw_noise(32, torch.Generator().manual_seed(0))
@@ -122,7 +123,7 @@ def test_the_last_block_alone_at_some_places_gives_the_same_features(make_prior)
     torch.testing.assert_close(some, take(prior.trunk(x, labels), queries), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["maskgit", "ar"])
+@pytest.mark.parametrize("name", PRIORS)
 def test_gradient_checkpointing_changes_no_gradient(make_prior, name):
     def gradients(checkpointing):
         prior = make_prior(name, dropout=0.2).train()
