@@ -55,4 +55,7 @@ def submit(task: Task, number: int, options: Sequence[str], cluster: str = "slur
         raise UserError(f"--submit: {' '.join(str(error).split())}") from None
     with executor.batch():
         jobs = [executor.submit(task) for _ in range(number)]
+    if cluster == "local":
+        for job in jobs:
+            job.wait()  # such tasks end with the process that submitted them
     return [str(job.job_id) for job in jobs]

@@ -1,4 +1,4 @@
-"""The launcher with the users' own commands: killed and started again it makes the same; the smallest benchmark runs through."""
+"""The launcher with the users' own commands: killed and started again it makes the same; the smallest benchmark runs."""
 
 from __future__ import annotations
 
