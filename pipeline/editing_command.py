@@ -53,11 +53,8 @@ def edit(
     images: Images = picture.expand(len(labels), -1, -1, -1)
     if request.extend is not None:
         top, bottom, left, right = request.extend
-        parts = [
-            outpaint(model, images[:1], request.extend, label, [seed], sampling)
-            for label, seed in zip(labels, request.seeds, strict=True)
-        ]
-        return F.pad(picture, (left, right, top, bottom), value=GREY), torch.cat(parts)
+        wide = outpaint(model, images, request.extend, labels, request.seeds, sampling)
+        return F.pad(picture, (left, right, top, bottom), value=GREY), wide
     if request.vary is not None:
         return picture, vary(model, images, request.vary, labels, request.seeds, sampling)
     assert mask is not None

@@ -77,14 +77,14 @@ def test_variation_goes_from_the_reconstruction_to_a_new_image(model, images):
 
 def test_outpainting_keeps_the_picture_and_fills_the_rest(model, images):
     options, margins = model.options(), (0, 20, 5, 16)
-    wide = outpaint(model, images[:2], margins, 4, [1, 2], options)
+    wide = outpaint(model, images[:2], margins, [4, 4], [1, 2], options)
     assert wide.shape == (2, 3, 36, 37)
     assert wide[..., :16, 5:21].equal(images[:2])
     assert wide[..., 16:, :].float().std() > 0 and not wide[0, :, 16:].equal(wide[1, :, 16:])
-    assert outpaint(model, images[1:2], margins, 4, [2], options)[0].equal(wide[1])
-    assert outpaint(model, images[:1], (0, 0, 0, 0), 4, [1], options).equal(images[:1])
+    assert outpaint(model, images[1:2], margins, [4], [2], options)[0].equal(wide[1])
+    assert outpaint(model, images[:1], (0, 0, 0, 0), [4], [1], options).equal(images[:1])
     with pytest.raises(UserError, match="margins"):
-        outpaint(model, images[:1], (0, -1, 0, 0), 4, [1], options)
+        outpaint(model, images[:1], (0, -1, 0, 0), [4], [1], options)
 
 
 @pytest.mark.parametrize("canvas, start", [((36, 37), (0, 5)), ((16, 16), (0, 0)), ((21, 40), (5, 24)), ((17, 16), (1, 0))])
