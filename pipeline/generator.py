@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from pipeline import editing
 from pipeline.core.data.labels import find_classes
 from pipeline.core.errors import UserError
-from pipeline.model_card import write_extras
+from pipeline.core.files import write_text
+from pipeline.model_card import CODE, find_results, model_card
 from pipeline.pixels import Holes, Pictures, as_output, from_masks, from_pictures, to_uint8
 from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
@@ -206,18 +207,26 @@ class ImageGenerator(DiffusionPipeline):
         return torch.where(cells > 0, images, GREY)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | Path, safe_serialization: bool = True, *, results: str | Path | None = None
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        *,
+        name: str | None = None,
+        results: str | Path | None = None,
     ) -> None:
         """Write a folder that diffusers loads by itself: safetensors, JSON, a model card and the code `pipeline.py`.
 
-        results: a folder of `eval.run`; what it measured on these very weights goes into the card.
-        Raises UserError where it measured others only, or where something else than safetensors is wanted.
+        name: what the card calls it, default the folder's. results: a folder of `eval.run`; what it measured on these
+        very weights goes into the card. Raises UserError where it measured others only, or where something else than safetensors is wanted.
         """
         if not safe_serialization:
             raise UserError("safe_serialization: False; this pipeline is saved as safetensors only")
         super().save_pretrained(save_directory)
-        folder, names = Path(save_directory), self.config["class_names"]
-        write_extras(folder, self.tokenizer, self.prior, names, None if results is None else Path(results))
+        folder = Path(save_directory)
+        measured = [] if results is None else find_results(Path(results), folder)
+        write_text(folder / "pipeline.py", CODE)
+        title = name or folder.resolve().name
+        write_text(folder / "README.md", model_card(title, self.tokenizer, self.prior, self.config["class_names"], measured))
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -235,9 +244,8 @@ class ImageGenerator(DiffusionPipeline):
         hub = HfApi(token=token)
         repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as aside:
-            folder = Path(aside) / repository.rpartition("/")[2]
-            self.save_pretrained(folder, results=results)
-            return hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=commit_message).commit_url
+            self.save_pretrained(aside, name=repository, results=results)
+            return hub.upload_folder(repo_id=repository, folder_path=aside, commit_message=commit_message).commit_url
 
     def _answer(
         self,

@@ -9,7 +9,7 @@ from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, sha256, write_text
+from pipeline.core.files import read_json, sha256
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Prior
 
@@ -61,17 +61,11 @@ A label is a number or a name. The same seed gives the same image, alone or in a
 """
 
 
-def write_extras(
-    folder: Path, tokenizer: Tokenizer, prior: Prior, class_names: list[str] | None, results: Path | None
-) -> None:
-    """Put `pipeline.py` and `README.md` into a folder that holds the saved parts; UserError for results of other weights."""
-    measured = [] if results is None else find_results(results, folder)
-    write_text(folder / "pipeline.py", CODE)
-    write_text(folder / "README.md", model_card(folder.resolve().name, tokenizer, prior, class_names, measured))
-
-
 def find_results(results: Path, folder: Path) -> list[dict[str, Any]]:
-    """What `eval.run` found of the weights in a saved folder: its samples first, then its tokenizer's reconstructions."""
+    """What `eval.run` found of the weights in a saved folder: its samples first, then its tokenizer's reconstructions.
+
+    Raises UserError where there is nothing of their samples.
+    """
     own = {f"{part}_sha256": sha256(folder / part / SAFETENSORS_WEIGHTS_NAME) for part in ("prior", "tokenizer")}
     found = [read_json(file) for file in sorted(results.rglob("result.json"))]
     for value in found:

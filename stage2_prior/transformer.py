@@ -83,6 +83,14 @@ def rotary_angles(scales: tuple[tuple[int, int], ...], head: int) -> Float[Tenso
     return torch.cat(angles).float()
 
 
+def rotary_tables(
+    scales: tuple[tuple[int, int], ...], shape: Shape, prefix: int
+) -> tuple[Float[Tensor, "n 1 c2"], Float[Tensor, "n 1 c2"]]:
+    """Cosines and sines of the angles of all places, of which the first `prefix` have no place in the picture."""
+    angles = F.pad(rotary_angles(scales, shape.width // shape.heads), (0, 0, prefix, 0))
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
 def rotate(
     x: Float[Tensor, "b n a c"], scale: Float[Tensor, " c"], cos: Float[Tensor, "... n 1 c2"], sin: Float[Tensor, "... n 1 c2"]
 ) -> Float[Tensor, "b n a c"]:
@@ -240,10 +248,9 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.modulation.weight)  # with the blocks' offsets at zero, all gates start closed
         self.blocks = nn.ModuleList(Block(shape, causal, dropout, index) for index in range(shape.depth))
         self.norm = nn.RMSNorm(shape.width, eps=EPS)
-        angles = rotary_angles(scales, shape.width // shape.heads)
-        angles = torch.cat([angles.new_zeros(self.prefix, angles.shape[1]), angles])  # the prefix has no place in the picture
-        self.register_buffer("cos", angles.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        cos, sin = rotary_tables(scales, shape, self.prefix)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func = _recompute
 

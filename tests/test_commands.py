@@ -21,6 +21,7 @@ SCRIPTS = [
     ["stage2_prior/train.py"],
     ["pipeline/tokenize_dataset.py"],
     ["-m", "pipeline.sample"],
+    ["-m", "pipeline.export"],
     ["-m", "pipeline.demo"],
 ]
 

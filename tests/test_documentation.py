@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 CONFIGURATIONS = sorted((PROJECT / "configs").rglob("*.yaml"))
 SCHEMAS = {"stage1_tokenizer.train": Stage1Config, "stage2_prior.train": Stage2Config, "eval.run": EvalConfig}
-COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "eval.report"]
+COMMANDS = [*SCHEMAS, "pipeline.tokenize_dataset", "pipeline.sample", "pipeline.edit", "pipeline.export", "eval.report"]
 
 
 class Parsed(Exception):

@@ -246,4 +246,4 @@ def test_the_card_goes_up_with_the_folder(generator, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
     assert generator.push_to_hub("stars") == "there"
     assert set(uploaded["me/stars"]) == {"README.md", "pipeline.py", "model_index.json"}
-    assert "# stars" in uploaded["me/stars"]["README.md"]
+    assert "# me/stars" in uploaded["me/stars"]["README.md"]

@@ -13,6 +13,7 @@ from pipeline.core.token_spec import TokenSpec
 from pipeline.editing import blank, encode, hole_tokens, inpaint, outpaint, vary, windows
 
 EDIT = "pipeline.edit"
+NAMES = tuple(SHAPES)
 LABELS, SEEDS = [4, 0, 9], [5, 6, 7]
 
 
@@ -142,9 +143,25 @@ def test_the_command_fills_extends_and_varies(chain, commands, tmp_path, images)
     assert Image.open(out).size == (2 * 18 + 2, 2 * 18 + 2)
 
 
+def test_the_command_goes_from_class_to_class(chain, commands, tmp_path):
+    out = tmp_path / "strip.png"
+    common = ["interpolate", "--class", "star", "--to", 2, "--images", 3, "--pipeline", chain.ar, "--out", out, "--zoom", 1]
+    said = commands.succeed(EDIT, *common, "--seeds", "5-6", "--guidance", 2).out
+    assert said == f"{out}: 3 images from 4 (star) to 2 ({NAMES[2]}) by {chain.ar}\n"
+    grid = np.asarray(Image.open(out))
+    assert grid.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    ends = load_pipeline(chain.ar)([4, 2, 4, 2], [5, 5, 6, 6], guidance_scale=2.0).images
+    for number, image in enumerate(ends):
+        row, column = divmod(number, 2)
+        cell = grid[2 + 18 * row : 18 * (row + 1), 2 + 36 * column : 18 + 36 * column]
+        assert np.array_equal(cell, np.asarray(image))
+    assert "3 images from 4 (star)" in commands.succeed(EDIT, *common, "--dry-run").out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--to", "3"], "interpolate: goes with --to"),
         (["--box", "8,8"], "--box: '8,8'; give rows and columns"),
         (["--box", "8:4,0:2"], "holds no pixel"),
         (["--box", "0:17,0:2"], "reaches to row 17"),
