@@ -216,8 +216,8 @@ class ImageGenerator(DiffusionPipeline):
     ) -> None:
         """Write a folder that diffusers loads by itself: safetensors, JSON, a model card and the code `pipeline.py`.
 
-        name: what the card calls it, default the folder's. results: a folder of `eval.run`; what it measured on these
-        very weights goes into the card. Raises UserError where it measured others only, or where something else than safetensors is wanted.
+        name: what the card calls it, default the folder's. results: a folder of `eval.run`; what it measured on these very
+        weights goes into the card. Raises UserError where it measured others only, or for anything but safetensors.
         """
         if not safe_serialization:
             raise UserError("safe_serialization: False; this pipeline is saved as safetensors only")

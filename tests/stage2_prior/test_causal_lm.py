@@ -86,7 +86,8 @@ def test_generate_draws_what_the_prior_draws(make_prior):
     model = as_causal_lm(prior)
     torch.manual_seed(0)
     prompt = torch.full((4000, 1), model.config.class_id(3))
-    ids = model.generate(prompt, generation_config=GenerationConfig(do_sample=True, max_new_tokens=1, min_new_tokens=1, use_cache=False))
+    once = GenerationConfig(do_sample=True, max_new_tokens=1, min_new_tokens=1, use_cache=False)
+    ids = model.generate(prompt, generation_config=once)
     assert ids.shape == (4000, 2) and (ids[:, 1] < K).all()
     chances = model(prompt[:1]).logits[0, 0, :K].softmax(0)
     shares = ids[:, 1].bincount(minlength=K) / 4000
