@@ -8,9 +8,9 @@ from pathlib import Path
 from pipeline.core.command import run_command
 
 EXAMPLES = """examples:
-  python -m pipeline.export runs/demo/maskgit --out satellites              a diffusers pipeline with its model card
+  python -m pipeline.export runs/demo/maskgit --out satellites               a diffusers pipeline with its model card
   python -m pipeline.export runs/demo/ar --out satellites --results runs/demo/eval
-  python -m pipeline.export runs/demo/ar --out satellites_lm --transformers the prior alone, as a causal language model
+  python -m pipeline.export runs/demo/ar --out satellites_lm --transformers  the prior alone, as a causal language model
 
 Without --results, what eval.run measured on this prior is looked for beside its run, and goes into the card if it is there."""
 

@@ -10,7 +10,7 @@ def test_the_average_is_the_formula_with_its_warm_up():
     decay, parameter = 0.9, torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     ema = EMAModel([parameter], decay=decay)
     expected = parameter.detach().clone().double()
-    for step in range(1, 60):
+    for step in range(1, 100):
         with torch.no_grad():
             parameter += torch.tensor([0.5, 0.25]) * (-1) ** step
         ema.step([parameter])
