@@ -17,19 +17,21 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import sha256
 from pipeline.core.token_spec import TokenSpec
 from pipeline.core.token_store import TokenStore, read_identity
-from pipeline.generator import ImageGenerator, to_uint8
+from pipeline.generator import ImageGenerator
+from pipeline.pixels import to_uint8
 from stage1_tokenizer.backbone import token_grid
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.quantizers import build_quantizer
 from stage1_tokenizer.quantizers.catalogue import at_budget, normalised_latents
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.config import Stage2Config
-from stage2_prior.prior import Prior
+from stage2_prior.prior import Mixture, Prior
 from stage2_prior.priors import open_prior
 
 __all__ = [
     "ImageData",
     "ImageGenerator",
+    "Mixture",
     "Prior",
     "Stage1Config",
     "Stage2Config",

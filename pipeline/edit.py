@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
   python -m pipeline.edit photo.png --class sahara --extend 0,0,16,16   16 pixels more on the left and on the right
   python -m pipeline.edit photo.png --class amazon --vary 0.5           half of its tokens anew, as another class
   python -m pipeline.edit photo.png --class amazon --seeds 0-7 --box 8:24,8:24
+  python -m pipeline.edit interpolate --class 3 --to 7 --images 9       from class to class: a strip of nine, one row a seed
 
 The picture is cut to the size of the pipeline as training images are. Pixels outside the hole are not changed. The result
 is one PNG: the picture (its hole in grey), then one version per seed. The newest MaskGIT edits, which sees what surrounds a
@@ -47,40 +49,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Edit a picture.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", type=Path, metavar="PICTURE", help="any image file")
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="any image file; or the word interpolate, with --to")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--box", metavar="Y:Y,X:X", help="fill these rows and columns")
     what.add_argument("--mask", type=Path, metavar="FILE", help="fill where this picture is brighter than grey")
     what.add_argument("--extend", metavar="T,B,L,R", help="add pixels at the top, bottom, left and right")
     what.add_argument("--vary", type=float, metavar="SHARE", help="sample a share of the tokens anew: 0 keeps all, 1 none")
+    what.add_argument("--to", metavar="CLASS", help="with interpolate: the class that the last image is of")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="with interpolate: how many, ends included (8)")
     add_sampling_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the PNG to write (default: edits/PICTURE_CLASS_SEEDS.png)")
     arguments = parser.parse_args()
     seeds, options = seed_list(arguments.seeds), sampling_options(arguments)
     hole = arguments.box and box(arguments.box)
     more = arguments.extend and margins(arguments.extend)
-    if not arguments.picture.is_file():
+    interpolating = arguments.to is not None
+    if interpolating != (str(arguments.picture) == "interpolate"):
+        raise UserError("interpolate: goes with --to; python -m pipeline.edit interpolate --class 3 --to 7")
+    if arguments.images < 2:
+        raise UserError(f"--images: {arguments.images}; give 2 or more, the two classes are among them")
+    if not interpolating and not arguments.picture.is_file():
         raise UserError(f"{arguments.picture}: no such file; give a picture to edit")
 
     # imported here so that --help and usage errors answer at once
-    from pipeline.editing_command import EditRequest, edit_to_file
+    from pipeline.editing_command import EditRequest, InterpolationRequest, edit_to_file, interpolate_to_file
 
-    stem = "_".join(map(file_name, (arguments.picture.stem, arguments.query, arguments.seeds)))
-    request = EditRequest(
-        picture=arguments.picture,
-        query=arguments.query,
-        seeds=seeds,
-        pipeline=arguments.pipeline and Path(arguments.pipeline),
-        prior=arguments.prior or "maskgit",  # it sees what surrounds a hole on all sides
-        options=options,
-        box=hole,
-        mask=arguments.mask,
-        extend=more,
-        vary=arguments.vary,
-        out=arguments.out or Path("edits") / f"{stem}.png",
-        zoom=arguments.zoom,
-    )
-    edit_to_file(request, dry_run=arguments.dry_run)
+    ends = (arguments.query, arguments.to) if interpolating else (arguments.picture.stem, arguments.query)
+    stem = "_".join(map(file_name, (*ends, arguments.seeds)))
+    common: dict[str, Any] = {
+        "query": arguments.query,
+        "seeds": seeds,
+        "pipeline": arguments.pipeline and Path(arguments.pipeline),
+        "prior": arguments.prior or "maskgit",  # it sees what surrounds a hole on all sides
+        "options": options,
+        "out": arguments.out or Path("edits") / f"{stem}.png",
+        "zoom": arguments.zoom,
+    }
+    if interpolating:
+        request = InterpolationRequest(**common, to=arguments.to, images=arguments.images)
+        interpolate_to_file(request, dry_run=arguments.dry_run)
+    else:
+        kind = {"box": hole, "mask": arguments.mask, "extend": more, "vary": arguments.vary}
+        edit_to_file(EditRequest(**common, picture=arguments.picture, **kind), dry_run=arguments.dry_run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ MaskGIT all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -20,35 +20,56 @@ from torch.nn import functional as F
 from pipeline.core.errors import UserError
 from pipeline.core.rng import derive_seed, generator
 from pipeline.core.token_spec import TokenSpec
-from pipeline.generator import ImageGenerator
-from stage2_prior.sampling import UNKNOWN
+from stage1_tokenizer.tokenizer import Tokenizer
+from stage2_prior.prior import Mixture, Prior
+from stage2_prior.sampling import UNKNOWN, Progress
 
 Images = UInt8[Tensor, "b 3 y x"]
 Masks = Bool[Tensor, "b y x"]
 
 
+@runtime_checkable
+class Model(Protocol):
+    """What edits: an ImageGenerator, which has these functions as methods too."""
+
+    tokenizer: Tokenizer
+    prior: Prior
+
+    def decode(self, tokens: Int[Tensor, "b t d"]) -> UInt8[Tensor, "b 3 y x"]:
+        """Pixels of tokens."""
+        ...
+
+
 @torch.no_grad()
 def inpaint(
-    model: ImageGenerator,
+    model: Model,
     images: Images,
     masks: Masks,
-    class_labels: Sequence[int],
+    class_labels: Sequence[int | Mixture],
     seeds: Sequence[int],
     sampling: Any,
     grow: int = 1,
+    progress: Progress | None = None,
 ) -> Images:
     """Fill the masked pixels of each image, in the sense of its label; all other pixels are those that came in.
 
     The tokens of every cell with a masked pixel are sampled, and those up to `grow` cells away, which the hole has touched.
     """
     given = encode(model, blank(images, masks)).masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None], UNKNOWN)
-    filled = model.decode(model.prior.sample(class_labels, sampling, seeds, given=given).tokens).to(images.device)
+    tokens = model.prior.sample(class_labels, sampling, seeds, given=given, progress=progress).tokens
+    filled = model.decode(tokens).to(images.device)
     return torch.where(masks[:, None], filled, images)
 
 
 @torch.no_grad()
 def vary(
-    model: ImageGenerator, images: Images, strength: float, class_labels: Sequence[int], seeds: Sequence[int], sampling: Any
+    model: Model,
+    images: Images,
+    strength: float,
+    class_labels: Sequence[int | Mixture],
+    seeds: Sequence[int],
+    sampling: Any,
+    progress: Progress | None = None,
 ) -> Images:
     """Sample the share `strength` of each image's tokens again, which ones its seed decides; another label changes the class.
 
@@ -61,13 +82,20 @@ def vary(
     for row, seed in enumerate(seeds):
         chosen = torch.randperm(tokens.shape[1], generator=generator("vary", seed))[:again]
         tokens[row, chosen.to(tokens.device)] = UNKNOWN
-    return model.decode(model.prior.sample(class_labels, sampling, seeds, given=tokens).tokens).to(images.device)
+    tokens = model.prior.sample(class_labels, sampling, seeds, given=tokens, progress=progress).tokens
+    return model.decode(tokens).to(images.device)
 
 
 def outpaint(
-    model: ImageGenerator, images: Images, margins: tuple[int, int, int, int], label: int, seeds: Sequence[int], sampling: Any
+    model: Model,
+    images: Images,
+    margins: tuple[int, int, int, int],
+    class_labels: Sequence[int | Mixture],
+    seeds: Sequence[int],
+    sampling: Any,
+    progress: Progress | None = None,
 ) -> UInt8[Tensor, "b 3 y2 x2"]:
-    """Extend images of the tokenizer's size by (top, bottom, left, right) pixels, one result per image and seed.
+    """Extend images of the tokenizer's size by (top, bottom, left, right) pixels, one result per image, label and seed.
 
     Windows of that size slide over the canvas, by half of it at a time and from the picture outwards; each fills what is
     still unknown in it. Raises UserError for margins below 0.
@@ -84,7 +112,7 @@ def outpaint(
         if unknown[window].any():
             masks = unknown[window].expand(len(images), -1, -1)
             own = [derive_seed("outpaint", seed, number) for seed in seeds]
-            canvas[window] = inpaint(model, canvas[window], masks, [label] * len(images), own, sampling)
+            canvas[window] = inpaint(model, canvas[window], masks, class_labels, own, sampling, progress=progress)
             unknown[window] = False
     return canvas
 
@@ -99,12 +127,12 @@ def windows(canvas: Sequence[int], window: Sequence[int], start: Sequence[int]) 
     return iter(sorted(corners, key=lambda corner: (abs(corner[0] - start[0]) + abs(corner[1] - start[1]), corner)))
 
 
-def encode(model: ImageGenerator, images: Images) -> Int[Tensor, "b t d"]:
+def encode(model: Model, images: Images) -> Int[Tensor, "b t d"]:
     """Tokens of uint8 images; UserError where they are not of the tokenizer's size."""
     y, x = model.tokenizer.spec.image_size
     if tuple(images.shape[-2:]) != (y, x):
         raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels; this pipeline edits {x} x {y}")
-    return model.tokenizer.encode(images.to(model.device).float() / 127.5 - 1)
+    return model.tokenizer.encode(images.to(model.tokenizer.device).float() / 127.5 - 1)
 
 
 def hole_tokens(masks: Masks, spec: TokenSpec, grow: int) -> Bool[Tensor, "b t"]:

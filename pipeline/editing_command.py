@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from pipeline.core.data.decode import UnreadableImage, center_crop, to_rgb
 from pipeline.core.errors import UserError
 from pipeline.editing import Images, Masks, inpaint, outpaint, vary
-from pipeline.sampling_command import Sampler, SampleRequest, open_sampler, save_grid
+from pipeline.sampling_command import BATCH, Sampler, SampleRequest, described, open_sampler, save_grid
+from stage2_prior.prior import Mixture
 
 GREY = 128  # of a hole in the picture that is shown beside its versions
 
@@ -29,6 +30,30 @@ class EditRequest(SampleRequest):
     mask: Path | None
     extend: tuple[int, int, int, int] | None
     vary: float | None
+
+
+@dataclass(frozen=True)
+class InterpolationRequest(SampleRequest):
+    """How many images there are to be on the way to the class `to`, ends included."""
+
+    to: str
+    images: int
+
+
+def interpolate_to_file(request: InterpolationRequest, dry_run: bool = False) -> None:
+    """Write a strip of images per seed as one PNG, from the first of the classes that the query means to the first of `to`."""
+    sampler = open_sampler(request)
+    model, first, last = sampler.model, sampler.labels[0], sampler.model.classes(request.to)[0]
+    way = f"{request.images} images from {described(model, first)} to {described(model, last)} by {sampler.path}"
+    if dry_run:
+        print(f"{way}\n{sampler.sampling}\n-> {request.out}")
+        return
+    weights = torch.linspace(0, 1, request.images, dtype=torch.float64).tolist()
+    labels = [Mixture(first, last, weight) for _ in request.seeds for weight in weights]
+    seeds = [seed for seed in request.seeds for _ in weights]
+    strips = torch.cat([batch.cpu() for batch in model.batches(labels, seeds, sampler.sampling, BATCH)])
+    save_grid(strips, request.out, request.zoom, columns=request.images)
+    print(f"{request.out}: {way}")
 
 
 def edit_to_file(request: EditRequest, dry_run: bool = False) -> None:
@@ -53,11 +78,8 @@ def edit(
     images: Images = picture.expand(len(labels), -1, -1, -1)
     if request.extend is not None:
         top, bottom, left, right = request.extend
-        parts = [
-            outpaint(model, images[:1], request.extend, label, [seed], sampling)
-            for label, seed in zip(labels, request.seeds, strict=True)
-        ]
-        return F.pad(picture, (left, right, top, bottom), value=GREY), torch.cat(parts)
+        wide = outpaint(model, images, request.extend, labels, request.seeds, sampling)
+        return F.pad(picture, (left, right, top, bottom), value=GREY), wide
     if request.vary is not None:
         return picture, vary(model, images, request.vary, labels, request.seeds, sampling)
     assert mask is not None

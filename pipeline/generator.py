@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from huggingface_hub import HfApi
+from jaxtyping import Int, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
+from pipeline import editing
 from pipeline.core.data.labels import find_classes
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
+from pipeline.model_card import CODE, find_results, model_card
+from pipeline.pixels import Holes, Pictures, as_output, from_masks, from_pictures, to_uint8
+from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
-from stage2_prior.prior import Prior
+from stage2_prior.prior import Mixture, Prior
+from stage2_prior.sampling import UNKNOWN
+
+GREY = 128  # of the cells whose tokens are not known, in the image of an interrupted call
+Label = int | str | Mixture
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A call once its arguments are understood: what the functions of pipeline/editing.py want to know."""
+
+    class_labels: list[int | Mixture]
+    seeds: list[int]
+    sampling: Any
+    progress: StepEnd
 
 
 class ImageGenerator(DiffusionPipeline):
@@ -26,6 +49,9 @@ class ImageGenerator(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "prior->tokenizer"
+    _callback_tensor_inputs: ClassVar[list[str]] = CALLBACK_TENSORS
+    tokenizer: Tokenizer
+    prior: Prior
 
     def __init__(
         self,
@@ -40,6 +66,12 @@ class ImageGenerator(DiffusionPipeline):
             raise UserError(f"the tokenizer makes {tokenizer.spec}, the prior knows {prior.spec}; use two that belong together")
         self.register_modules(tokenizer=tokenizer, prior=prior)
         self.register_to_config(class_names=class_names, class_ids=class_ids, groups=groups)
+        self._interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked the call that runs to stop, by setting `_interrupt`."""
+        return self._interrupt
 
     def classes(self, query: int | str) -> list[int]:
         """The labels of a number, a name or a part of a name; UserError with the nearest names where there is none."""
@@ -60,27 +92,103 @@ class ImageGenerator(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int],
+        class_labels: Label | Sequence[Label] | Int[Tensor, " b"],
         seeds: Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        generator: Generators | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: StepEndCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """One image per label and seed (default: 0, 1, …); the same seed gives the same image in any batch.
+        """One image per label and seed; the same seed gives the same image in any batch.
 
-        `num_inference_steps` and `guidance_scale` are the sampler's `steps` and `guidance_scale`; its other options go by
-        their own names. `output_type`: "pil", "np" (float in [0, 1] "b y x 3"), "pt" (that as "b 3 y x") or "latent".
+        class_labels: a number, a name that one class has, or a Mixture of two classes; one label alone goes for all seeds.
+        seeds: default 0, 1, …; or drawn from `generator`, one for all images or one each.
+        num_inference_steps, guidance_scale: the sampler's `steps` and `guidance_scale`; its other options go by their names.
+        output_type: "pil", "np" (float in [0, 1] "b y x 3"), "pt" (that as "b 3 y x") or "latent" (tokens "b t d").
+        callback_on_step_end: called as diffusers does, (pipeline, step, timestep, tensors) -> tensors; timestep counts the
+        steps to come, the tensors are "tokens", -1 where still unknown: those known may be changed (of an autoregressive
+        prior the newest only, the others have been read). Setting `pipeline._interrupt` ends the call: unknown cells are grey.
         """
-        sampling = self.options(steps=num_inference_steps, guidance_scale=guidance_scale, **options)
-        seeds = list(range(len(class_labels))) if seeds is None else seeds
-        tokens = self.prior.sample(class_labels, sampling, seeds).tokens
-        images: Any = tokens if output_type == "latent" else _as(self.decode(tokens), output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+        def generate(request: Request) -> Tensor:
+            tokens = self.prior.sample(request.class_labels, request.sampling, request.seeds, progress=request.progress).tokens
+            return tokens if output_type == "latent" else self.decode(tokens)
+
+        return self._answer(
+            generate,
+            class_labels,
+            seeds,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            **options,
+        )
+
+    @torch.no_grad()
+    def inpaint(
+        self, images: Pictures, masks: Holes, class_labels: Label | Sequence[Label], *args: Any, grow: int = 1, **kwargs: Any
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Fill the masked pixels of each picture (editing.inpaint); from `class_labels` on, the arguments of a call.
+
+        One picture, or one mask, alone goes for all seeds.
+        """
+        given, holes = from_pictures(images), from_masks(masks)
+
+        def fill(request: Request) -> Tensor:
+            rows = len(request.seeds)
+            return editing.inpaint(self, _each(given, rows), _each(holes, rows), **vars(request), grow=grow)
+
+        return self._answer(fill, class_labels, *args, **kwargs)
+
+    @torch.no_grad()
+    def vary(
+        self, images: Pictures, strength: float, class_labels: Label | Sequence[Label], *args: Any, **kwargs: Any
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample a share of each picture's tokens again (editing.vary); from `class_labels` on, the arguments of a call."""
+        given = from_pictures(images)
+
+        def change(request: Request) -> Tensor:
+            return editing.vary(self, _each(given, len(request.seeds)), strength, **vars(request))
+
+        return self._answer(change, class_labels, *args, **kwargs)
+
+    @torch.no_grad()
+    def outpaint(
+        self,
+        images: Pictures,
+        margins: tuple[int, int, int, int],
+        class_labels: Label | Sequence[Label],
+        *args: Any,
+        **kwargs: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Extend pictures by (top, bottom, left, right) pixels (editing.outpaint); then the arguments of a call."""
+        given = from_pictures(images)
+
+        def extend(request: Request) -> Tensor:
+            return editing.outpaint(self, _each(given, len(request.seeds)), margins, **vars(request))
+
+        return self._answer(extend, class_labels, *args, **kwargs)
+
+    def interpolate(
+        self, first: int | str, second: int | str, images: int, *, seed: int = 0, **kwargs: Any
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """As many images of one seed, in equal steps from one class to another; the ends are images of the classes.
+
+        The other arguments are those of a call.
+        """
+        weights = torch.linspace(0, 1, images, dtype=torch.float64).tolist()
+        return self([Mixture(first, second, weight) for weight in weights], [seed] * images, **kwargs)
 
     def batches(
-        self, labels: Sequence[int], seeds: Sequence[int], sampling: Any, batch_size: int = 128
+        self, labels: Sequence[int | Mixture], seeds: Sequence[int], sampling: Any, batch_size: int = 128
     ) -> Iterator[UInt8[Tensor, "b 3 y x"]]:
         """Images of many labels and seeds as uint8 batches: what evaluation consumes."""
         for start in range(0, len(labels), batch_size):
@@ -89,21 +197,121 @@ class ImageGenerator(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b t d"]) -> UInt8[Tensor, "b 3 y x"]:
-        """Pixels of tokens, rounded to the nearest of 256 levels."""
-        return to_uint8(self.tokenizer.decode(tokens))
+        """Pixels of tokens, rounded to the nearest of 256 levels; grey over the cells whose tokens are UNKNOWN."""
+        known = (tokens != UNKNOWN).all(-1)
+        images = to_uint8(self.tokenizer.decode(tokens.clamp_min(0)))
+        if known.all():
+            return images
+        h, w = self.tokenizer.spec.grid
+        cells = F.interpolate(known[:, -h * w :].view(-1, 1, h, w).float(), images.shape[-2:], mode="nearest")
+        return torch.where(cells > 0, images, GREY)
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        *,
+        name: str | None = None,
+        results: str | Path | None = None,
+    ) -> None:
+        """Write a folder that diffusers loads by itself: safetensors, JSON, a model card and the code `pipeline.py`.
+
+        name: what the card calls it, default the folder's. results: a folder of `eval.run`; what it measured on these very
+        weights goes into the card. Raises UserError where it measured others only, or for anything but safetensors.
+        """
+        if not safe_serialization:
+            raise UserError("safe_serialization: False; this pipeline is saved as safetensors only")
+        super().save_pretrained(save_directory)
+        folder = Path(save_directory)
+        measured = [] if results is None else find_results(Path(results), folder)
+        write_text(folder / "pipeline.py", CODE)
+        title = name or folder.resolve().name
+        write_text(folder / "README.md", model_card(title, self.tokenizer, self.prior, self.config["class_names"], measured))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        *,
+        results: str | Path | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Save and upload, the model card too (diffusers' own method would put an empty one over it); gives the address.
+
+        NOT RUN: tested up to the upload.
+        """
+        hub = HfApi(token=token)
+        repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as aside:
+            self.save_pretrained(aside, name=repository, results=results)
+            return hub.upload_folder(repo_id=repository, folder_path=aside, commit_message=commit_message).commit_url
+
+    def _answer(
+        self,
+        make: Callable[[Request], Tensor],
+        class_labels: Label | Sequence[Label] | Int[Tensor, " b"],
+        seeds: Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEndCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+        **options: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """What every kind of call does the same way: understand the arguments, show the progress, hand out the images."""
+        sampling = self.options(steps=num_inference_steps, guidance_scale=guidance_scale, **options)
+        labels, own_seeds = self._labels_and_seeds(class_labels, seeds, generator)
+        self._interrupt = False
+        with StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs) as progress:
+            made = make(Request(labels, own_seeds, sampling, progress))
+        images: Any = as_output(made, output_type) if made.dtype == torch.uint8 else made
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels_and_seeds(
+        self, labels: Any, seeds: Sequence[int] | None, generators: Generators | None
+    ) -> tuple[list[int | Mixture], list[int]]:
+        alone = isinstance(labels, (str, Integral, Mixture))
+        listed: Any = [labels] if alone else labels.tolist() if isinstance(labels, Tensor) else labels
+        found = [self._label(label) for label in listed]
+        if seeds is not None and generators is not None:
+            raise UserError("seeds and generator: give one of them; seeds are drawn from a generator")
+        if seeds is not None:
+            drawn = [int(seed) for seed in seeds]
+        elif generators is None:
+            drawn = list(range(len(found)))
+        elif isinstance(generators, torch.Generator):
+            drawn = _draw(generators, len(found))
+        else:
+            drawn = [seed for generator in generators for seed in _draw(generator, 1)]
+        return (found * len(drawn) if alone else found), drawn
+
+    def _label(self, label: Label) -> int | Mixture:
+        """The number of a label, or of both ends of a mixture; UserError where a name means several classes."""
+        if isinstance(label, Mixture):
+            first, second = (self._number(end) for end in label[:2])
+            return Mixture(first, second, label.weight)
+        return self._number(label)
+
+    def _number(self, label: int | str) -> int:
+        if not isinstance(label, str):
+            return int(label)  # the prior knows which there are
+        found = self.classes(label)
+        if len(found) > 1:
+            raise UserError(
+                f"class_labels: {label!r} means {len(found)} classes; give numbers such as {found[0]}, a whole name, or "
+                f"class_labels=generator.classes({label!r})"
+            )
+        return found[0]
 
 
-def to_uint8(images: Float[Tensor, "b 3 y x"]) -> UInt8[Tensor, "b 3 y x"]:
-    """Images in [-1, 1] as bytes, rounded half up (truncation would darken them by half a level)."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
+def _draw(generator: torch.Generator, count: int) -> list[int]:
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device).tolist()
 
 
-def _as(images: UInt8[Tensor, "b 3 y x"], output_type: str) -> Any:
-    if output_type == "pt":
-        return images.float() / 255
-    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return pixels.astype(np.float32) / 255
-    if output_type == "pil":
-        return [Image.fromarray(image) for image in pixels]
-    raise UserError(f"output_type: {output_type}; choose pil, np, pt or latent")
+def _each(given: Tensor, rows: int) -> Tensor:
+    """One of a kind alone goes for all rows."""
+    return given.expand(rows, *given.shape[1:]) if len(given) == 1 else given

@@ -94,10 +94,10 @@ def described(generator: ImageGenerator, label: int) -> str:
     return f"{label} ({names[label]})" if names else str(label)
 
 
-def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None) -> None:
-    """Write images as one PNG, side by side in a grid that is about square."""
+def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None, columns: int | None = None) -> None:
+    """Write images as one PNG, side by side in a grid of so many columns, or one that is about square."""
     zoom = zoom or -(-CELL // images.shape[-1])
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     gap = 0 if len(images) == 1 else 2
     grid = make_grid(images, nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0).numpy()
     picture = Image.fromarray(grid)

@@ -20,9 +20,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.token_spec import TokenSpec
 from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.heads import Head, HeadLogits
-from stage2_prior.prior import Noise, Prior, resolve_shape
+from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
-from stage2_prior.transformer import Transformer
+from stage2_prior.transformer import Labels, Transformer
 
 
 class AutoregressivePrior(Prior):
@@ -114,7 +114,7 @@ class AutoregressivePrior(Prior):
     @torch.no_grad()
     def sample(
         self,
-        labels: Sequence[int] | Int[Tensor, " b"],
+        labels: Sequence[int | Mixture] | Int[Tensor, " b"],
         options: ARSampling,
         seeds: Sequence[int],
         given: Int[Tensor, "b t d"] | None = None,
@@ -137,7 +137,7 @@ class AutoregressivePrior(Prior):
     def _features(
         self,
         tokens: Int[Tensor, "b t d"],
-        labels: Int[Tensor, " b"],
+        labels: Labels,
         seeds: Int[Tensor, " b"] | None = None,
         order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t f"]:
@@ -171,7 +171,7 @@ class CachedLogits:
     was left out for some steps, its guidance scale being 1 or 0, catches up in one pass when it is needed again.
     """
 
-    def __init__(self, prior: SequentialPrior, labels: Int[Tensor, " b"]) -> None:
+    def __init__(self, prior: SequentialPrior, labels: Labels) -> None:
         self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
         self.modulation = prior.trunk.modulate(self.labels)
         self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t, prior.trunk.shape.depth)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pipeline.core.errors import UserError
 from stage2_prior.codec import CodingModel, CodingOptions, MaskGITCoding
 from stage2_prior.heads import HeadLogits
-from stage2_prior.prior import Noise, Prior, resolve_shape
+from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
 from stage2_prior.schedules import MASK_SCHEDULES, mask_counts
-from stage2_prior.transformer import take
+from stage2_prior.transformer import Labels, take
 
 
 class MaskGITPrior(Prior):
@@ -109,7 +109,7 @@ class MaskGITPrior(Prior):
     @torch.no_grad()
     def sample(
         self,
-        labels: Sequence[int] | Int[Tensor, " b"],
+        labels: Sequence[int | Mixture] | Int[Tensor, " b"],
         options: MaskGITSampling,
         seeds: Sequence[int],
         given: Int[Tensor, "b t d"] | None = None,
@@ -141,7 +141,7 @@ class MaskGITPrior(Prior):
             labels = self._branch_labels(classes[rows], branches)
             n = len(branches)
             if masked.all():  # nothing is known yet: one pass serves all samples of a class
-                labels, samples = labels.unique(return_inverse=True)
+                labels, samples = labels.unique(return_inverse=True, dim=0)
                 everywhere = masked[:1].expand(len(labels), -1)
                 features = self._features(tokens[:1].expand(len(labels), -1, -1), everywhere, labels)
                 features = take(features[samples], positions.repeat(n, 1))
@@ -155,7 +155,7 @@ class MaskGITPrior(Prior):
         self,
         tokens: Int[Tensor, "b t d"],
         masked: Bool[Tensor, "b t"],
-        labels: Int[Tensor, " b"],
+        labels: Labels,
         seeds: Int[Tensor, " b"] | None = None,
         queries: Int[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b m f"]:

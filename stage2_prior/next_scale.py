@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
 from stage2_prior.autoregressive import CachedLogits
-from stage2_prior.prior import Noise, Prior, resolve_shape
+from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.rows import linear
 from stage2_prior.sampling import NextScaleSampling, Progress, Samples, SamplingOptions, sample_next_scale
+from stage2_prior.transformer import Labels
 
 
 class NextScalePrior(Prior):
@@ -108,7 +109,7 @@ class NextScalePrior(Prior):
     @torch.no_grad()
     def sample(
         self,
-        labels: Sequence[int] | Int[Tensor, " b"],
+        labels: Sequence[int | Mixture] | Int[Tensor, " b"],
         options: NextScaleSampling,
         seeds: Sequence[int],
         given: Int[Tensor, "b t d"] | None = None,
@@ -129,7 +130,7 @@ class NextScalePrior(Prior):
         return scales + linear(embedded, self.picture_so_far[seen:end, :i]).transpose(1, 2)
 
     def _features(
-        self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], seeds: Int[Tensor, " b"] | None = None
+        self, tokens: Int[Tensor, "b t d"], labels: Labels, seeds: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b t f"]:
         """What predicts each of the tokens; those of the finest scale are not looked at."""
         return self.trunk(self.inputs(tokens[:, : self.ends[-2]]), labels, seeds)[:, 1:]

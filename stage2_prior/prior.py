@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -18,9 +18,20 @@ from pipeline.core.token_spec import TokenSpec
 from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.heads import build_head
 from stage2_prior.sampling import UNKNOWN, Progress, Samples, SamplingOptions
-from stage2_prior.transformer import SIZES, Shape, Transformer
+from stage2_prior.transformer import SIZES, Labels, Shape, Transformer, between
 
 Noise = dict[str, Tensor]
+
+
+class Mixture(NamedTuple):
+    """A class on the way from one to another: weight 0 is the first itself, 1 the second.
+
+    A prior wants their numbers; whoever knows the names of classes may put names in first.
+    """
+
+    first: int | str
+    second: int | str
+    weight: float
 
 
 class Prior(ModelMixin, ConfigMixin, ABC):
@@ -81,7 +92,7 @@ class Prior(ModelMixin, ConfigMixin, ABC):
     @abstractmethod
     def sample(
         self,
-        labels: Sequence[int] | Int[Tensor, " b"],
+        labels: Sequence[int | Mixture] | Int[Tensor, " b"],
         options: Any,
         seeds: Sequence[int],
         given: Int[Tensor, "b t d"] | None = None,
@@ -112,17 +123,17 @@ class Prior(ModelMixin, ConfigMixin, ABC):
     def _dropout_seeds(self, noise: Noise) -> Tensor | None:
         return noise["dropout"] if self.training and self.config["dropout"] > 0 else None
 
-    def _branch_labels(self, labels: Tensor, branches: tuple[bool, ...]) -> Tensor:
-        """The labels of each branch in turn: the true ones where it is conditional, the null class where not."""
-        null = torch.full_like(labels, self.config["num_classes"])
-        return torch.cat([labels if conditional else null for conditional in branches])
+    def _branch_labels(self, labels: Labels, branches: tuple[bool, ...]) -> Float[Tensor, "b2 f"]:
+        """The class vectors of each branch in turn: the true ones where it is conditional, the null class where not."""
+        classes = self.trunk.class_vectors(labels)
+        null = self.trunk.classes[-1].expand_as(classes)
+        return torch.cat([classes if conditional else null for conditional in branches])
 
-    def _request(self, labels: Sequence[int] | Tensor, seeds: Sequence[int], given: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Labels and given tokens of a sampling request, checked, on the model's device."""
-        classes = torch.as_tensor(labels, device=self.device).long()
-        outside = classes[(classes < 0) | (classes >= self.config["num_classes"])].tolist()
-        if outside:
-            raise UserError(f"sample: class {outside[0]}; give a class from 0 to {self.config['num_classes'] - 1}")
+    def _request(
+        self, labels: Sequence[int | Mixture] | Int[Tensor, " b"], seeds: Sequence[int], given: Int[Tensor, "b t d"] | None
+    ) -> tuple[Float[Tensor, "b f"], Int[Tensor, "b t d"]]:
+        """Class vectors and given tokens of a sampling request, checked, on the model's device."""
+        classes = self._class_vectors(labels.tolist() if isinstance(labels, Tensor) else labels)
         if len(classes) != len(seeds):
             raise UserError(f"sample: {len(classes)} labels and {len(seeds)} seeds; give one seed for every label")
         shape = (len(classes), self.spec.t, self.spec.d)
@@ -138,6 +149,19 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         if (unknown.any(-1) != unknown.all(-1)).any():
             raise UserError("sample: a position that is given in part; give all of its indices, or -1 in all of them")
         return classes, given
+
+    def _class_vectors(self, labels: Sequence[int | Mixture]) -> Float[Tensor, "b f"]:
+        """The vector of every class, or of what stands between two; a class itself is both ends of a mixture."""
+        mixtures = [label if isinstance(label, Mixture) else Mixture(int(label), int(label), 0.0) for label in labels]
+        for mixture in mixtures:
+            for label in map(int, mixture[:2]):
+                if not 0 <= label < self.config["num_classes"]:
+                    raise UserError(f"sample: class {label}; give a class from 0 to {self.config['num_classes'] - 1}")
+            if not 0 <= mixture.weight <= 1:
+                raise UserError(f"sample: weight {mixture.weight} of a mixture of classes; give a share from 0 to 1")
+        table = self.trunk.classes
+        first, second = (torch.tensor([int(m[end]) for m in mixtures], dtype=torch.long, device=table.device) for end in (0, 1))
+        return between(table[first], table[second], torch.tensor([m.weight for m in mixtures], device=table.device))
 
 
 def resolve_shape(size: str, depth: int | None, width: int | None, heads: int | None) -> Shape:

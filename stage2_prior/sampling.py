@@ -18,13 +18,17 @@ from stage2_prior.logits import MaskedLogits, NextLogits, guide
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING, Candidates, likelihood
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, reveal_counts
 
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
+# (steps done, steps in all, tokens, UNKNOWN where they are not sampled yet) -> the tokens to go on with, None to stop there
+Progress = Callable[[int, int, Tensor], Tensor | None]
 UNKNOWN = -1  # the value of a token that is to be sampled
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled tokens "b t d", and the grids after every step (UNKNOWN where still masked) if a trace was asked for."""
+    """Sampled tokens "b t d", and the grids after every step (UNKNOWN where still masked) if a trace was asked for.
+
+    Where `progress` stopped the sampling, the tokens that were still to come are UNKNOWN.
+    """
 
     tokens: Int[Tensor, "b t d"]
     trace: list[Int[Tensor, "b t d"]] = field(default_factory=list)
@@ -197,10 +201,15 @@ def sample_maskgit(
         masked[rows] = hidden.scatter(1, positions, free & ~reveal)
         old = chances[rows]
         chances[rows] = old.scatter(1, positions, torch.where(reveal, chance.view_as(free), old.gather(1, positions)))
-        if trace:
-            grids.append(tokens.masked_fill(masked[..., None], UNKNOWN))
-        if progress is not None:
-            progress(step + 1, steps)
+        if trace or progress is not None:
+            shown = tokens.masked_fill(masked[..., None], UNKNOWN)
+            if trace:
+                grids.append(shown)
+            if progress is not None:
+                told = progress(step + 1, steps, shown)
+                if told is None:
+                    return Samples(shown, grids)
+                tokens = told.clone()  # what it was shown stays as it is
     return Samples(tokens, grids)
 
 
@@ -258,7 +267,10 @@ def sample_autoregressive(
             if trace:
                 grids.append(tokens.clone())
         if progress is not None:
-            progress(i + 1, t)
+            told = progress(i + 1, t, tokens)
+            if told is None:
+                return Samples(tokens, grids)
+            tokens = told.clone()  # what it was shown stays as it is
     return Samples(tokens, grids)
 
 
@@ -296,7 +308,10 @@ def sample_next_scale(
                 grids.append(tokens.clone())
         start = here.stop
         if progress is not None:
-            progress(step + 1, steps)
+            told = progress(step + 1, steps, tokens)
+            if told is None:
+                return Samples(tokens, grids)
+            tokens = told.clone()  # what it was shown stays as it is
     return Samples(tokens, grids)
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from stage2_prior.rows import Linear, dropout
 
 EPS = 1e-6
+Labels = Int[Tensor, " b"] | Float[Tensor, "b f"]  # numbers of classes, or vectors that stand between them (`between`)
 ROTARY_BASE = 100.0  # the slowest rotation should still turn visibly over a grid of 8 to 64 cells
 
 
@@ -84,6 +85,14 @@ def rotary_angles(scales: tuple[tuple[int, int], ...], head: int) -> Float[Tenso
     return torch.cat(angles).float()
 
 
+def rotary_tables(
+    scales: tuple[tuple[int, int], ...], shape: Shape, prefix: int
+) -> tuple[Float[Tensor, "n 1 c2"], Float[Tensor, "n 1 c2"]]:
+    """Cosines and sines of the angles of all places, of which the first `prefix` have no place in the picture."""
+    angles = F.pad(rotary_angles(scales, shape.width // shape.heads), (0, 0, prefix, 0))
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
 def rotate(
     x: Float[Tensor, "b n a c"], scale: Float[Tensor, " c"], cos: Float[Tensor, "... n 1 c2"], sin: Float[Tensor, "... n 1 c2"]
 ) -> Float[Tensor, "b n a c"]:
@@ -94,6 +103,19 @@ def rotate(
     turned_first = torch.addcmul(first * (first_scale * cos), second, -(second_scale * sin))
     turned_second = torch.addcmul(second * (second_scale * cos), first, first_scale * sin)
     return torch.cat([turned_first, turned_second], dim=-1)
+
+
+def between(a: Float[Tensor, "b f"], b: Float[Tensor, "b f"], weight: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
+    """Vectors on the way from a (weight 0) to b (weight 1), both ends exact: along the arc (Shoemake 1985, slerp).
+
+    A straight line between class vectors, which stand about square to each other, would pass the origin at 0.7 of their
+    length, where no class is. Vectors of one direction, or of opposite ones, are joined by a line all the same.
+    """
+    weight, one, other = weight[:, None].float(), a.float(), b.float()
+    angle = F.cosine_similarity(one, other)[:, None].clamp(-1, 1).acos()
+    sine = angle.sin()
+    arc = ((1 - weight) * angle).sin() / sine * one + (weight * angle).sin() / sine * other
+    return torch.where(sine < 1e-3, torch.lerp(one, other, weight), arc).to(a.dtype)
 
 
 def take(x: Float[Tensor, "b n f"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m f"]:
@@ -240,10 +262,9 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.modulation.weight)  # with the blocks' offsets at zero, all gates start closed
         self.blocks = nn.ModuleList(Block(shape, causal, dropout, index) for index in range(shape.depth))
         self.norm = nn.RMSNorm(shape.width, eps=EPS)
-        angles = rotary_angles(scales, shape.width // shape.heads)
-        angles = torch.cat([angles.new_zeros(self.prefix, angles.shape[1]), angles])  # the prefix has no place in the picture
-        self.register_buffer("cos", angles.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        cos, sin = rotary_tables(scales, shape, self.prefix)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         counts = (self.prefix, *groups) if groups else ()
         self.ends = tuple(accumulate(counts))
         numbers = [number for number, count in enumerate(counts) for _ in range(count)]
@@ -254,7 +275,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n f"],
-        labels: Int[Tensor, " b"],
+        labels: Labels,
         seeds: Int[Tensor, " b"] | None = None,
         queries: Int[Tensor, "b m"] | None = None,
         order: Int[Tensor, "b t"] | None = None,
@@ -291,7 +312,7 @@ class Transformer(nn.Module):
     def extend(
         self,
         x: Float[Tensor, "b n f"],
-        labels: Int[Tensor, " b"],
+        labels: Labels,
         modulation: Float[Tensor, "b 6 f"],
         cache: KeyValueCache,
         at: Int[Tensor, "b n"] | None = None,
@@ -311,9 +332,13 @@ class Transformer(nn.Module):
             x = block(x, modulation, cos, sin, cache=cache, visible=visible)
         return self.norm(x[:, self.prefix - 1 :] if first else x)
 
-    def modulate(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b 6 f"]:
+    def class_vectors(self, labels: Labels) -> Float[Tensor, "b f"]:
+        """Rows of the table of classes; vectors that are given in place of labels are taken as they are."""
+        return labels if labels.is_floating_point() else self.classes[labels]
+
+    def modulate(self, labels: Labels) -> Float[Tensor, "b 6 f"]:
         """What the class does to all blocks."""
-        features = F.silu(F.rms_norm(self.classes[labels], self.classes.shape[1:], eps=EPS))
+        features = F.silu(F.rms_norm(self.class_vectors(labels), self.classes.shape[1:], eps=EPS))
         return self.modulation(features).unflatten(1, (6, -1))
 
     def visible(self, first: int, n: int) -> Bool[Tensor, "n s"] | None:
@@ -348,7 +373,7 @@ class Transformer(nn.Module):
         return x + F.pad(_rows(self.targets, told), (0, 0, untold, 0))
 
     def _prefix(self, labels: Tensor) -> Tensor:
-        return torch.cat([self.registers.expand(len(labels), -1, -1), self.classes[labels, None]], dim=1)
+        return torch.cat([self.registers.expand(len(labels), -1, -1), self.class_vectors(labels)[:, None]], dim=1)
 
 
 def _rows(table: Tensor, at: slice | Tensor) -> Tensor:

@@ -22,6 +22,7 @@ SCRIPTS = [
     ["pipeline/tokenize_dataset.py"],
     ["-m", "pipeline.sample"],
     ["-m", "pipeline.compress"],
+    ["-m", "pipeline.export"],
     ["-m", "pipeline.demo"],
 ]
 

@@ -32,7 +32,8 @@ SCHEMAS = {
     "eval.run": EvalConfig,
     "eval.benchmark.__main__": BenchmarkConfig,
 }
-PLAIN = ["pipeline.tokenize_dataset", "pipeline.sample", "pipeline.compress", "eval.report", "eval.benchmark.report"]
+EXPORTING = ["pipeline.sample", "pipeline.edit", "pipeline.export", "pipeline.compress"]
+PLAIN = ["pipeline.tokenize_dataset", *EXPORTING, "eval.report", "eval.benchmark.report"]
 COMMANDS = [*SCHEMAS, *PLAIN]
 
 

@@ -77,14 +77,14 @@ def test_variation_goes_from_the_reconstruction_to_a_new_image(model, images):
 
 def test_outpainting_keeps_the_picture_and_fills_the_rest(model, images):
     options, margins = model.options(), (0, 20, 5, 16)
-    wide = outpaint(model, images[:2], margins, 4, [1, 2], options)
+    wide = outpaint(model, images[:2], margins, [4, 4], [1, 2], options)
     assert wide.shape == (2, 3, 36, 37)
     assert wide[..., :16, 5:21].equal(images[:2])
     assert wide[..., 16:, :].float().std() > 0 and not wide[0, :, 16:].equal(wide[1, :, 16:])
-    assert outpaint(model, images[1:2], margins, 4, [2], options)[0].equal(wide[1])
-    assert outpaint(model, images[:1], (0, 0, 0, 0), 4, [1], options).equal(images[:1])
+    assert outpaint(model, images[1:2], margins, [4], [2], options)[0].equal(wide[1])
+    assert outpaint(model, images[:1], (0, 0, 0, 0), [4], [1], options).equal(images[:1])
     with pytest.raises(UserError, match="margins"):
-        outpaint(model, images[:1], (0, -1, 0, 0), 4, [1], options)
+        outpaint(model, images[:1], (0, -1, 0, 0), [4], [1], options)
 
 
 @pytest.mark.parametrize("canvas, start", [((36, 37), (0, 5)), ((16, 16), (0, 0)), ((21, 40), (5, 24)), ((17, 16), (1, 0))])
@@ -142,9 +142,25 @@ def test_the_command_fills_extends_and_varies(chain, commands, tmp_path, images)
     assert Image.open(out).size == (2 * 18 + 2, 2 * 18 + 2)
 
 
+def test_the_command_goes_from_class_to_class(chain, commands, tmp_path):
+    out = tmp_path / "strip.png"
+    common = ["interpolate", "--class", "star", "--to", 2, "--images", 3, "--pipeline", chain.ar, "--out", out, "--zoom", 1]
+    said = commands.succeed(EDIT, *common, "--seeds", "5-6", "--guidance", 2).out
+    assert said == f"{out}: 3 images from 4 (star) to 2 (square) by {chain.ar}\n"
+    grid = np.asarray(Image.open(out))
+    assert grid.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    ends = load_pipeline(chain.ar)([4, 2, 4, 2], [5, 5, 6, 6], guidance_scale=2.0).images
+    for number, image in enumerate(ends):
+        row, column = divmod(number, 2)
+        cell = grid[2 + 18 * row : 18 * (row + 1), 2 + 36 * column : 18 + 36 * column]
+        assert np.array_equal(cell, np.asarray(image))
+    assert "3 images from 4 (star)" in commands.succeed(EDIT, *common, "--dry-run").out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--to", "3"], "interpolate: goes with --to"),
         (["--box", "8,8"], "--box: '8,8'; give rows and columns"),
         (["--box", "8:4,0:2"], "holds no pixel"),
         (["--box", "0:17,0:2"], "reaches to row 17"),

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.api import ImageGenerator, load_pipeline
 from pipeline.core.errors import UserError
-from pipeline.generator import to_uint8
+from pipeline.pixels import to_uint8
 
 
 @pytest.fixture(scope="module", params=["maskgit", "ar"])

@@ -1,0 +1,53 @@
+"""What `python -m pipeline.export` does once its command line is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.api import load_pipeline, load_prior
+from pipeline.core.errors import UserError
+from pipeline.core.files import new_folder
+from pipeline.generator import ImageGenerator
+from stage2_prior.autoregressive import AutoregressivePrior
+from stage2_prior.causal_lm import save_transformers
+
+EVALUATION = "eval"  # where eval.run puts its results, beside the runs
+
+
+def export_pipeline(path: Path, out: Path, results: Path | None, dry_run: bool) -> None:
+    """Write a diffusers pipeline, with the numbers of its own weights in its model card."""
+    model = load_pipeline(path)
+    nearby = path.resolve().parent / EVALUATION
+    if dry_run:
+        print(f"{path}: {model.prior.spec}\n-> {out}, with the numbers of {results or nearby}")
+        return
+    with new_folder(out) as aside:
+        if results is not None:
+            model.save_pretrained(aside, name=out.name, results=results)
+            said = f"with the numbers of {results}"
+        else:
+            said = _save_with_nearby(model, aside, out.name, nearby)
+    print(f"{out}: written, {said}; load it with pipeline.api.load_pipeline or DiffusionPipeline.from_pretrained")
+
+
+def export_language_model(path: Path, out: Path, dry_run: bool) -> None:
+    """Write an autoregressive prior as a causal language model; UserError for another kind of prior."""
+    prior = load_prior(path)
+    if not isinstance(prior, AutoregressivePrior):
+        raise UserError(f"{path}: a {type(prior).__name__}; only the autoregressive prior is a causal language model")
+    if dry_run:
+        print(f"{path}: {prior.spec}\n-> {out}, as a causal language model")
+        return
+    with new_folder(out) as aside:
+        save_transformers(prior, aside)
+    print(f"{out}: written; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
+
+
+def _save_with_nearby(model: ImageGenerator, folder: Path, name: str, nearby: Path) -> str:
+    """Save with the results beside the run, where there are any of these weights."""
+    try:
+        model.save_pretrained(folder, name=name, results=nearby)
+    except UserError as none:
+        model.save_pretrained(folder, name=name)
+        return f"without numbers ({none})"
+    return f"with the numbers of {nearby}"
