@@ -233,7 +233,7 @@ def amused_loop(prior: MaskGITPrior, labels: list[int], device: str) -> Tensor:
         unconditional, conditional = logits.chunk(2)
         logits = unconditional + GUIDANCE * (conditional - unconditional)
         logits = logits.transpose(1, 2).reshape(len(labels), CODES, GRID, GRID)
-        tokens = scheduler.step(logits, timestep, tokens).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = scheduler.step(logits, timestep, tokens).prev_sample  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
     return tokens
 
 
@@ -290,7 +290,7 @@ def llama(labels: list[int], device: str, cache: str | None) -> Callable[[], obj
     if cache is not None:
         options["cache_implementation"] = cache
     mask = torch.ones_like(prompts)
-    return lambda: model.generate(prompts, attention_mask=mask, **options)  # pyright: ignore[reportCallIssue]
+    return lambda: model.generate(prompts, attention_mask=mask, **options)  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
 
 
 def randomize(prior: Prior) -> None:

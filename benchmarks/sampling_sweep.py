@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from eval.config import EvalConfig
-from eval.evaluate import SAMPLING
 from eval.features import extract
 from eval.judge import Judge
 from eval.measures import set_metrics
+from eval.parts import SAMPLING
 from pipeline.api import (
     ImageGenerator,
     load_data,
