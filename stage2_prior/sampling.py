@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from stage2_prior.drawing import Cut, SampleRng, draw_indices, portions
-from stage2_prior.logits import MaskedLogits, NextLogits, guide
+from stage2_prior.logits import MaskedLogits, NextLogits, OrderedLogits, guide
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING, Candidates, likelihood
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, reveal_counts
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
+RASTER = "raster"  # the order in which autoregressive priors learn tokens, unless they learn any
 UNKNOWN = -1  # the value of a token that is to be sampled
 
 
@@ -114,7 +115,21 @@ class MaskGITSampling(SamplingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ARSampling(SamplingOptions):
-    """Autoregressive, in raster order: one token after the other."""
+    """Autoregressive: one token after the other in raster order.
+
+    A prior that has learnt random orders to the end can do more: start with all given tokens, wherever they lie, take
+    the others in any of PLANNED_ORDERS, and draw several at once, in `steps` whose counts follow `schedule` (MASK_SCHEDULES).
+    """
+
+    steps: int | None = None
+    order: str = RASTER
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "give 1 or more, or leave it out: one per token")
+        _choose("order", self.order, {RASTER: None} | PLANNED_ORDERS)
+        _choose("schedule", self.schedule, MASK_SCHEDULES)
 
 
 @torch.no_grad()
@@ -247,6 +262,58 @@ def sample_autoregressive(
                 grids.append(tokens.clone())
         if progress is not None:
             progress(i + 1, t)
+    return Samples(tokens, grids)
+
+
+@torch.no_grad()
+def sample_in_order(
+    logits: OrderedLogits,
+    given: Int[Tensor, "b t d"],
+    scales: tuple[tuple[int, int], ...],
+    options: ARSampling,
+    seeds: Sequence[int],
+    trace: bool = False,
+    progress: Progress | None = None,
+) -> Samples:
+    """Given tokens first, then the others in an order of each sample's own, some at a time, drawn independently of each other
+    (RandAR, Pang et al. 2024, section 3.3): one at a time it is ancestral sampling, and exact.
+
+    Args: given: tokens that stay as they are, UNKNOWN in those to sample. scales: grids that the positions come from.
+    A sample with n unknown tokens takes min(steps, n) steps.
+    """
+    device, (b, t, d) = given.device, given.shape
+    tokens, unknown = given.clone(), (given == UNKNOWN).any(-1)
+    rng = SampleRng(seeds)
+    noise, uniform = rng.uniform(range(b), t, d).to(device), rng.uniform(range(b), t)
+    priority = torch.arange(t).expand(b, -1) if options.order == RASTER else PLANNED_ORDERS[options.order](scales, uniform)
+    order = priority.to(device).float().masked_fill(~unknown, -1.0).argsort(dim=1, stable=True)
+    hidden = unknown.sum(1).tolist()
+    plans = [reveal_counts(n, options.steps or t, options.schedule) for n in hidden]
+    known, steps = [t - n for n in hidden], max(map(len, plans), default=0)
+    grids = []
+    for step in range(steps):
+        active = [row for row, plan in enumerate(plans) if step < len(plan)]
+        counts = [plan[step] if step < len(plan) else 0 for plan in plans]
+        m = max(counts)
+        scale, heat = [0.0] * b, [0.0] * b
+        for row in active:
+            done, revealed = step / len(plans[row]), 1 - (t - known[row]) / hidden[row]
+            scale[row], heat[row] = options.scale(done, revealed), options.temperature_at(step, len(plans[row]))
+        strengths = [each if count else scale[active[0]] for each, count in zip(scale, counts, strict=True)]
+        guided = guide(lambda branches: logits(tokens, order, known, m, branches), strengths, m, device)  # noqa: B023
+
+        places = torch.tensor([row * m + j for row, count in enumerate(counts) for j in range(count)], device=device)
+        starts = torch.tensor(known, device=device)
+        heats = torch.tensor(heat, device=device)
+        for some in portions(guided, places):
+            row, j = some // m, some % m
+            at = order[row, starts[row] + j]
+            tokens[row, at] = draw_indices(guided, some, noise[row, at], heats[row], options.cut)[1]
+        known = [start + count for start, count in zip(known, counts, strict=True)]
+        if trace:
+            grids.append(tokens.clone())
+        if progress is not None:
+            progress(step + 1, steps)
     return Samples(tokens, grids)
 
 
