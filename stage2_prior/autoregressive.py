@@ -148,7 +148,7 @@ class AutoregressivePrior(Prior):
         return self.config["random_until"] > 0 and self.config["raster_from"] == 1
 
     def compile_sampling(self, **options: Any) -> None:
-        """From now on, single-token steps of sampling run as one compiled graph of fixed shapes: one for each number of samples.
+        """From now on, single-token steps of sampling run as one compiled graph of fixed shapes, one per number of samples.
 
         `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). Worth it on a GPU; on a CPU the plain
         step, whose matrices are packed, is the faster one.
@@ -257,7 +257,7 @@ class StepwiseLogits:
         x = self.prior.codes.embed(take(tokens, at).clamp(min=0)) + F.embedding(at, trunk.positions)
         turns = at + trunk.prefix
         if first:
-            prefix = (number + trunk.prefix).clamp(max=trunk.prefix - 1)
+            prefix = (number + trunk.prefix).clamp(0, trunk.prefix - 1)
             ahead = trunk._prefix(self.labels[rows]).unflatten(0, (len(branches), -1))
             ahead = ahead.gather(2, prefix[None, ..., None].expand(*ahead.shape[:2], -1, ahead.shape[-1]))
             x = torch.where(number[..., None] < 0, ahead, x).flatten(0, 1)
@@ -275,5 +275,5 @@ class StepwiseLogits:
             slots, before = (each.repeat(len(branches), 1) for each in (slots, before))
         last = self.slots if ragged else known[0] + trunk.prefix + m - 1
         features = self.trunk(x, turns.repeat(len(branches), 1), slots, before, last, rows)
-        self.seen |= dict.fromkeys(branches, list(known))
+        self.seen |= {branch: list(known) for branch in branches}
         return features[:, new - 1 :]
