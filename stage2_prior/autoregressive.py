@@ -241,7 +241,8 @@ class StepwiseLogits:
         self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], rows: slice
     ) -> Tensor:
         """Features "r m f": of each sample's last known token, and of m - 1 copies of it."""
-        trunk, seen, device = self.prior.trunk, self.seen[branches[0]], tokens.device
+        trunk, device = self.prior.trunk, tokens.device
+        seen = [min(s, k - 1) for s, k in zip(self.seen[branches[0]], known, strict=True)]  # the last one answers, always
         first, ragged = min(seen) < 0, len({*zip(known, seen, strict=True)}) > 1
         few = slice(None) if ragged else slice(1)  # one row speaks for all where they are alike
         end = torch.tensor(known, device=device)[few, None]

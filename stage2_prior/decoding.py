@@ -139,8 +139,8 @@ class StepwiseTrunk:
         if step is not decode or not single or len(slots) > 1:
             places = torch.arange(end, device=x.device)
             visible = ((places < before[..., None]) | (places == slots[..., None]))[:, None]
-            visible = visible.expand(r, -1, -1, -1)
-        x = step(x, self.layers, gains, angles, keys, values, slots.expand(r, -1), visible)
+            visible = visible.expand(r, -1, -1, -1).contiguous()  # strides are part of what a graph is compiled for
+        x = step(x, self.layers, gains, angles, keys, values, slots.expand(r, -1).contiguous(), visible)
         return self.trunk.norm(x)
 
 
