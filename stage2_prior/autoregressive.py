@@ -1,7 +1,9 @@
 """The autoregressive prior: token after token in raster order, the class in front (LlamaGen, Sun et al. 2024).
 
 With `raster_from` above 0 it learns random orders first and the raster order in the end, each place being told the position
-of the token to predict (RAR, Yu et al. 2024, arXiv 2411.00776): so it learns to use what is on all sides.
+of the token to predict (RAR, Yu et al. 2024, arXiv 2411.00776): so it learns to use what is on all sides. With random orders
+to the end it samples in any order, several tokens at once (in the manner of RandAR, Pang et al. 2024, arXiv 2412.01827, and
+ARPG, Li et al. 2025; those have places for instructions or queries, this prior's own tokens do that work).
 """
 
 from __future__ import annotations
