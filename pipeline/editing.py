@@ -3,8 +3,9 @@
 An edit samples some tokens again and keeps the others. Pixels that are to stay do stay, bit for bit: they are copied back.
 What lies in a hole is painted over before the picture is encoded, so that nothing of it can reach the tokens around it.
 
-A raster autoregressive prior sees only the kept tokens that come before a hole, next-scale prediction those of coarser scales,
-MaskGIT all of them.
+MaskGIT sees all kept tokens, and so does an autoregressive prior that has learnt random orders to the end (`raster_from` 1):
+it starts with them, wherever they lie. One that has not sees only those that come before a hole in raster order, next-scale
+prediction those of coarser scales.
 """
 
 from __future__ import annotations

@@ -16,11 +16,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=str, default="0", metavar="SEEDS", help="7, or 0-15, or 1,5,8-11 (default: 0)")
     parser.add_argument("--pipeline", metavar="RUN", help="a prior's run or a saved pipeline (default: the newest below runs/)")
     parser.add_argument("--prior", choices=("maskgit", "ar", "var"), help="the kind of prior, where --pipeline is not given")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT, or of an AR prior that knows random orders")
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale: 1 none, 0 unconditional")
     parser.add_argument("--temperature", type=float, metavar="T", help="of the softmax: 1 as learned, 0 the likeliest tokens")
     parser.add_argument("--choice-temperature", type=float, metavar="T", help="of MaskGIT's choice of what to reveal")
-    parser.add_argument("--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …")
+    parser.add_argument(
+        "--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …; of AR: raster, halton, random"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
     parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times (default: to 128 pixels or more)")

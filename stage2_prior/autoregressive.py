@@ -1,28 +1,32 @@
 """The autoregressive prior: token after token in raster order, the class in front (LlamaGen, Sun et al. 2024).
 
 With `raster_from` above 0 it learns random orders first and the raster order in the end, each place being told the position
-of the token to predict (RAR, Yu et al. 2024, arXiv 2411.00776): so it learns to use what is on all sides.
+of the token to predict (RAR, Yu et al. 2024, arXiv 2411.00776): so it learns to use what is on all sides. With random orders
+to the end it samples in any order, several tokens at once (in the manner of RandAR, Pang et al. 2024, arXiv 2412.01827, and
+ARPG, Li et al. 2025; those have places for instructions or queries, this prior's own tokens do that work).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a pipeline is loaded by what stands beside its class)
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
-from pipeline.core.token_spec import TokenSpec
 from stage2_prior.codec import CodingModel, CodingOptions
-from stage2_prior.heads import Head, HeadLogits
+from stage2_prior.decoding import Step, StepwiseTrunk, decode
+from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
-from stage2_prior.sampling import ARSampling, Progress, Samples, SamplingOptions, sample_autoregressive
-from stage2_prior.transformer import Labels, Transformer
+from stage2_prior.samplers import sample_autoregressive, sample_in_order
+from stage2_prior.sampling import RASTER, ARSampling, Progress, Samples, SamplingOptions
+from stage2_prior.transformer import Labels, take
 
 
 class AutoregressivePrior(Prior):
@@ -79,6 +83,7 @@ class AutoregressivePrior(Prior):
             chained=chained,
             target_aware=raster_from > 0,
         )
+        self.step: Step = decode
 
     def draw_noise(self, global_batch_size: int, generator: torch.Generator, progress: float = 1.0) -> Noise:
         """With random orders to be learnt, also the order of each sample's tokens: positions, first to last."""
@@ -121,18 +126,36 @@ class AutoregressivePrior(Prior):
         trace: bool = False,
         progress: Progress | None = None,
     ) -> Samples:
+        """See `Prior.sample`. UserError, too, for several tokens at once or an order that this prior has not learnt."""
         classes, given = self._request(labels, seeds, given)
-        return sample_autoregressive(CachedLogits(self, classes), given, options, seeds, trace, progress)
+        if not self.any_order and (options.steps is not None or options.order != RASTER):
+            learnt = f"random_until={self.config['random_until']}, raster_from={self.config['raster_from']}"
+            asked = f"sampling.steps, sampling.order: {options.steps}, {options.order}"
+            raise UserError(f"{asked}; this prior ended in raster order ({learnt}); give neither, or train with raster_from=1")
+        # where the guidance scale is 1 it is so at every step
+        logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
+        if self.any_order:
+            return sample_in_order(logits, given, self.spec.scales, options, seeds, trace, progress)
+        return sample_autoregressive(logits.following, given, options, seeds, trace, progress)
+
+    @property
+    def any_order(self) -> bool:
+        """Whether random orders were learnt to the end of the training, so that tokens may come in any."""
+        return self.config["random_until"] > 0 and self.config["raster_from"] == 1
+
+    def compile_sampling(self, **options: Any) -> None:
+        """From now on, single-token steps of sampling run as one compiled graph of fixed shapes, one per number of samples.
+
+        `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). Worth it on a GPU; on a CPU the plain
+        step, whose matrices are packed, is the faster one.
+        """
+        self.step = torch.compile(decode, fullgraph=True, dynamic=False, **({"mode": "reduce-overhead"} | options))
 
     def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
         """Token after token in raster order: the message's length is the exact likelihood."""
-        logits = CachedLogits(self, labels)
+        logits = StepwiseLogits(self, labels, (True,))
         groups = torch.arange(self.spec.t, device=self.device).split(1)
-        return CodingModel(groups, lambda tokens, step: logits(tokens[:, :step], (True,)))
-
-    def inputs(self, tokens: Int[Tensor, "b i d"], seen: int = 0) -> Float[Tensor, "b n f"]:
-        """What goes into the places of the tokens after the first `seen`."""
-        return self.codes.embed(tokens[:, seen:])
+        return CodingModel(groups, lambda tokens, step: logits.following(tokens[:, :step], (True,)))
 
     def _features(
         self,
@@ -142,55 +165,85 @@ class AutoregressivePrior(Prior):
         order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t f"]:
         """What predicts each of the tokens, which come in this order (default: raster)."""
-        return self.trunk(self.inputs(tokens[:, :-1]), labels, seeds, order=order)
+        return self.trunk(self.codes.embed(tokens[:, :-1]), labels, seeds, order=order)
 
 
-class SequentialPrior(Protocol):
-    """A prior whose places have one order and see none after them, so that keys and values can be kept.
+class StepwiseLogits:
+    """Logits of the tokens that come next in each sample's order, keys and values kept (an `OrderedLogits`).
 
-    A place holds a token and predicts the next one, or it stands for a token that is still to come and predicts that.
+    The last known token is told its successor, as in training, and so predicts it. Copies of it, each told another of the
+    tokens to come, predict those: a copy sees what the token sees, and itself, and the slot that its keys and values take is
+    that of a token which will come and write over it. With no token known the class place is the last one.
+
+    The branches share one storage and one pass as long as they have seen the same; one that was left out for some steps
+    catches up in one pass.
     """
 
-    trunk: Transformer
-    codes: Head
+    def __init__(self, prior: AutoregressivePrior, labels: Labels, branches: tuple[bool, ...] = (True, False)) -> None:
+        self.prior, self.labels = prior, prior._branch_labels(labels, branches)
+        # one slot more than places: for what is worked out only because its neighbours in the batch are
+        self.slots = prior.trunk.prefix + prior.spec.t
+        self.trunk = StepwiseTrunk(prior.trunk, self.labels, self.slots, prior.step)
+        self.maps = prior.codes.maps(packed=True)
+        b = len(labels)
+        self.rows = {branch: slice(i * b, (i + 1) * b) for i, branch in enumerate(branches)}
+        self.seen = {branch: [-prior.trunk.prefix] * b for branch in branches}
 
-    @property
-    def spec(self) -> TokenSpec: ...
-
-    def inputs(self, tokens: Int[Tensor, "b i d"], seen: int = 0) -> Float[Tensor, "b n f"]:
-        """What goes into all places that can be worked out of these tokens, after the first `seen`."""
-        ...
-
-    def _branch_labels(self, labels: Tensor, branches: tuple[bool, ...]) -> Tensor: ...
-
-
-class CachedLogits:
-    """Logits of what comes next, keys and values kept: each call feeds what a branch has not seen yet.
-
-    The conditional and the unconditional branch share one storage and one pass while they are equally long; a branch that
-    was left out for some steps, its guidance scale being 1 or 0, catches up in one pass when it is needed again.
-    """
-
-    def __init__(self, prior: SequentialPrior, labels: Labels) -> None:
-        self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
-        self.modulation = prior.trunk.modulate(self.labels)
-        self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t, prior.trunk.shape.depth)
-        self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
-        self.lengths = {True: 0, False: 0}
-
-    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
-        if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
-            features = self._extend(tokens.repeat(2, 1, 1), slice(None), branches)
+    def __call__(
+        self, tokens: Int[Tensor, "b t d"], order: Int[Tensor, "b t"], known: Sequence[int], m: int, branches: tuple[bool, ...]
+    ) -> HeadLogits:
+        if branches == tuple(self.seen) and all(self.seen[branch] == self.seen[branches[0]] for branch in branches):
+            features = self._extend(tokens, order, known, m, branches, slice(None))
         else:
-            features = torch.cat([self._extend(tokens, self.rows[branch], (branch,)) for branch in branches])
-        return self.prior.codes.logits(features)
+            parts = [self._extend(tokens, order, known, m, (branch,), self.rows[branch]) for branch in branches]
+            features = torch.cat(parts)
+        return self.prior.codes.logits(features, self.maps)
 
-    def _extend(self, tokens: Tensor, rows: slice, branches: tuple[bool, ...]) -> Tensor:
-        """Features of the places that stand for tokens to come, or of the last place if there are none."""
-        length = self.lengths[branches[0]]
-        seen = max(length - self.prior.trunk.prefix, 0)
-        x = self.prior.inputs(tokens, seen)
-        places = seen + x.shape[1]
-        features = self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], self.cache.part(rows, length))
-        self.lengths |= dict.fromkeys(branches, self.prior.trunk.prefix + places)
-        return features[:, -max(places - tokens.shape[1], 1) :]
+    def following(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
+        """Logits of the token that follows these in raster order (a `NextLogits`)."""
+        b, i, _ = tokens.shape
+        t = self.prior.spec.t
+        raster = torch.arange(t, device=tokens.device).expand(b, -1)
+        return self(F.pad(tokens, (0, 0, 0, t - i)), raster, [i] * b, 1, branches)
+
+    def _extend(
+        self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], rows: slice
+    ) -> Tensor:
+        """Features "r m f": of each sample's last known token, and of m - 1 copies of it."""
+        trunk, device = self.prior.trunk, tokens.device
+        seen = [min(s, k - 1) for s, k in zip(self.seen[branches[0]], known, strict=True)]  # the last one answers, always
+        first, ragged = min(seen) < 0, len({*zip(known, seen, strict=True)}) > 1
+        few = slice(None) if ragged else slice(1)  # one row speaks for all where they are alike
+        end = torch.tensor(known, device=device)[few, None]
+        start = torch.tensor(seen, device=device)[few, None]
+        new = max(k - s for k, s in zip(known, seen, strict=True))
+        # places of tokens by their number in the order (below 0: registers, class), then those of the copies
+        number = end - new + torch.arange(new, device=device)
+        copy = end + torch.arange(m - 1, device=device)
+        fresh = number >= start
+        slots = torch.cat([torch.where(fresh, number + trunk.prefix, self.slots - 1), copy + trunk.prefix], dim=1)
+        before = torch.cat([torch.where(fresh, number + trunk.prefix, 1), (end + trunk.prefix - 1).expand_as(copy)], dim=1)
+        at = order.gather(1, number.clamp(min=0).expand(len(order), -1))
+        x = self.prior.codes.embed(take(tokens, at).clamp(min=0)) + F.embedding(at, trunk.positions)
+        turns = at + trunk.prefix
+        if first:
+            prefix = (number + trunk.prefix).clamp(0, trunk.prefix - 1)
+            ahead = trunk._prefix(self.labels[rows]).unflatten(0, (len(branches), -1))
+            ahead = ahead.gather(2, prefix[None, ..., None].expand(*ahead.shape[:2], -1, ahead.shape[-1]))
+            x = torch.where(number[..., None] < 0, ahead, x).flatten(0, 1)
+            turns = torch.where(number < 0, prefix, turns)
+        elif len(branches) > 1:
+            x = x.repeat(len(branches), 1, 1)
+        x = torch.cat([x, x[:, -1:].expand(-1, m - 1, -1)], dim=1)
+        turns = torch.cat([turns, turns[:, -1:].expand(-1, m - 1)], dim=1)
+        if trunk.targets is not None:
+            told = torch.cat([number, copy], dim=1) + 1
+            targets = F.embedding(order.gather(1, told.clamp(0, order.shape[1] - 1).expand(len(order), -1)), trunk.targets)
+            x = x + (targets * (told >= 0)[..., None]).repeat(len(branches), 1, 1)
+        slots = slots.clamp(max=self.slots - 1)
+        if ragged:
+            slots, before = (each.repeat(len(branches), 1) for each in (slots, before))
+        last = self.slots if ragged else known[0] + trunk.prefix + m - 1
+        features = self.trunk(x, turns.repeat(len(branches), 1), slots, before, last, rows)
+        self.seen |= {branch: list(known) for branch in branches}
+        return features[:, new - 1 :]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.core.config import did_you_mean
 from pipeline.core.errors import UserError
 from stage2_prior.cross_entropy import linear_cross_entropy, linear_nats
-from stage2_prior.rows import Linear, linear
+from stage2_prior.rows import Linear, RowMap
 
 EMBEDDED = 0.02  # standard deviation of a fresh embedding, that of the trunk's positions and classes
 EPS = 1e-6
@@ -75,9 +75,13 @@ class Head(nn.Module, ABC):
         """What the trunk sees of tokens, or of their first indices: a sum over them."""
         return reduce(torch.add, (self.embed_index(j, values) for j, values in enumerate(tokens.unbind(-1))))
 
-    def logits(self, features: Float[Tensor, "... f"]) -> HeadLogits:
+    def maps(self, packed: bool = False) -> tuple[RowMap, ...]:
+        """From queries to logits, per index: to be kept by who wants few logits many times."""
+        return tuple(RowMap(*self.codes(j), packed=packed) for j in range(len(self.sizes)))
+
+    def logits(self, features: Float[Tensor, "... f"], maps: tuple[RowMap, ...] | None = None) -> HeadLogits:
         """The logits of these positions, to be worked out as they are asked for."""
-        return HeadLogits(self, features.reshape(-1, features.shape[-1]))
+        return HeadLogits(self, features.reshape(-1, features.shape[-1]), self.maps() if maps is None else maps)
 
     def loss(
         self, features: Float[Tensor, "n f"], tokens: Int[Tensor, "n d"], label_smoothing: float = 0.0
@@ -109,6 +113,7 @@ class HeadLogits:
 
     head: Head
     features: Float[Tensor, "n f"]
+    maps: tuple[RowMap, ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -122,7 +127,7 @@ class HeadLogits:
 
     def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s k"]:
         """Logits of index j at some of the positions, where its earlier indices have these values."""
-        return linear(self.head._asked(j, self.features[places], before), *self.head.codes(j))
+        return self.maps[j](self.head._asked(j, self.features[places], before))
 
 
 class TiedHead(Head):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -64,6 +64,19 @@ class NextLogits(Protocol):
     Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
 
     def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> Logits: ...
+
+
+@runtime_checkable
+class OrderedLogits(Protocol):
+    """Logits of the m tokens that come after the first `known` in each sample's order, each as if it came next: from the
+    known ones alone. Sample by sample, m for each, for every branch in turn; beyond the end of an order they mean nothing.
+
+    Called with ever more known tokens of the same sequences, so that it may keep keys and values; the others' values mean
+    nothing."""
+
+    def __call__(
+        self, tokens: Int[Tensor, "b t d"], order: Int[Tensor, "b t"], known: Sequence[int], m: int, branches: tuple[bool, ...]
+    ) -> Logits: ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from pipeline.core.errors import UserError
 from stage2_prior.codec import CodingModel, CodingOptions, MaskGITCoding
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
-from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions, sample_maskgit
+from stage2_prior.samplers import sample_maskgit
+from stage2_prior.sampling import MaskGITSampling, Progress, Samples, SamplingOptions
 from stage2_prior.schedules import MASK_SCHEDULES, mask_counts
 from stage2_prior.transformer import Labels, take
 

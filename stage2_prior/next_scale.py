@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
-from stage2_prior.autoregressive import CachedLogits
+from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.rows import linear
-from stage2_prior.sampling import NextScaleSampling, Progress, Samples, SamplingOptions, sample_next_scale
+from stage2_prior.samplers import sample_next_scale
+from stage2_prior.sampling import NextScaleSampling, Progress, Samples, SamplingOptions
 from stage2_prior.transformer import Labels
 
 
@@ -134,6 +135,38 @@ class NextScalePrior(Prior):
     ) -> Float[Tensor, "b t f"]:
         """What predicts each of the tokens; those of the finest scale are not looked at."""
         return self.trunk(self.inputs(tokens[:, : self.ends[-2]]), labels, seeds)[:, 1:]
+
+
+class CachedLogits:
+    """Logits of what comes next, keys and values kept: each call feeds what a branch has not seen yet.
+
+    The conditional and the unconditional branch share one storage and one pass while they are equally long; a branch that
+    was left out for some steps, its guidance scale being 1 or 0, catches up in one pass when it is needed again.
+    """
+
+    def __init__(self, prior: NextScalePrior, labels: Labels) -> None:
+        self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
+        self.modulation = prior.trunk.modulate(self.labels)
+        self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t, prior.trunk.shape.depth)
+        self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
+        self.lengths = {True: 0, False: 0}
+
+    def __call__(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
+        if len(branches) == 2 and self.lengths[True] == self.lengths[False]:
+            features = self._extend(tokens.repeat(2, 1, 1), slice(None), branches)
+        else:
+            features = torch.cat([self._extend(tokens, self.rows[branch], (branch,)) for branch in branches])
+        return self.prior.codes.logits(features)
+
+    def _extend(self, tokens: Tensor, rows: slice, branches: tuple[bool, ...]) -> Tensor:
+        """Features of the places that stand for tokens to come, or of the last place if there are none."""
+        length = self.lengths[branches[0]]
+        seen = max(length - self.prior.trunk.prefix, 0)
+        x = self.prior.inputs(tokens, seen)
+        places = seen + x.shape[1]
+        features = self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], self.cache.part(rows, length))
+        self.lengths |= dict.fromkeys(branches, self.prior.trunk.prefix + places)
+        return features[:, -max(places - tokens.shape[1], 1) :]
 
 
 def picture_so_far(scales: tuple[tuple[int, int], ...]) -> Float[Tensor, "t t"]:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import UserError
-from stage2_prior.autoregressive import CachedLogits
-from stage2_prior.sampling import UNKNOWN, ARSampling, sample_autoregressive
+from stage2_prior.autoregressive import StepwiseLogits
+from stage2_prior.samplers import sample_autoregressive
+from stage2_prior.sampling import UNKNOWN, ARSampling
 
 RAR = {"random_until": 0.5, "raster_from": 0.75}
 
@@ -101,7 +102,7 @@ def test_cached_sampling_equals_uncached_and_targets_are_told_there_too(make_pri
         plain = sample_autoregressive(uncached, given, options, [1, 2, 3])
         assert prior.sample(labels, options, [1, 2, 3], given).tokens.equal(plain.tokens)
     with torch.no_grad():
-        tokens, cached = draw_tokens(3), CachedLogits(prior, labels)
+        tokens, cached = draw_tokens(3), StepwiseLogits(prior, labels).following
         full = prior.codes.logits(prior._features(tokens, labels)[:, :1])
         nothing = torch.empty(3, 0, dtype=torch.long)
         torch.testing.assert_close(

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import UserError
-from stage2_prior.autoregressive import CachedLogits
 from stage2_prior.logits import TensorLogits
-from stage2_prior.next_scale import picture_so_far
-from stage2_prior.sampling import UNKNOWN, ARSampling, NextScaleSampling, sample_autoregressive, sample_next_scale
+from stage2_prior.next_scale import CachedLogits, picture_so_far
+from stage2_prior.samplers import sample_autoregressive, sample_next_scale
+from stage2_prior.sampling import UNKNOWN, ARSampling, NextScaleSampling
 
 SCALES = ((1, 1), (2, 2), (3, 3), (4, 4))
 ENDS = (0, 1, 5, 14, 30)
@@ -244,7 +244,7 @@ def test_given_tokens_never_change_and_every_hole_is_filled_once(dtype):
     before = given.clone()
     options = NextScaleSampling(guidance_scale=3.0, final_temperature=0.0)
     samples = sample_next_scale(
-        logits, given, SCALES, options, range(6), trace=True, progress=lambda step, steps: done.append((step, steps))
+        logits, given, SCALES, options, range(6), trace=True, progress=lambda step, steps, tokens: done.append((step, steps)) or tokens
     )
     assert given.equal(before) and torch.get_rng_state().equal(state)
     assert [i for i, _ in logits.calls] == [0, 5, 14] and done == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pipeline.core.errors import UserError
 from stage2_prior.maskgit import MaskGITPrior, order_agnostic_bits, smallest
 from stage2_prior.priors import PRIORS, build_prior, open_prior
-from stage2_prior.sampling import UNKNOWN, MaskGITSampling, sample_autoregressive
+from stage2_prior.samplers import sample_autoregressive
+from stage2_prior.sampling import UNKNOWN, MaskGITSampling
 
 NAMES = list(PRIORS)
 

@@ -8,7 +8,8 @@ import torch
 from pipeline.core.errors import UserError
 from stage2_prior.logits import TensorLogits
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
-from stage2_prior.sampling import UNKNOWN, ARSampling, MaskGITSampling, sample_autoregressive, sample_maskgit
+from stage2_prior.samplers import sample_autoregressive, sample_maskgit
+from stage2_prior.sampling import UNKNOWN, ARSampling, MaskGITSampling
 from stage2_prior.schedules import MASK_SCHEDULES
 
 ORDERS = [*ADAPTIVE_ORDERS, *PLANNED_ORDERS]

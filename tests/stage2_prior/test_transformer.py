@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stage2_prior.autoregressive import CachedLogits
+from stage2_prior.autoregressive import StepwiseLogits
 from stage2_prior.priors import PRIORS, build_prior
-from stage2_prior.rows import dropout, linear
+from stage2_prior.rows import RowMap, dropout, linear
 from stage2_prior.transformer import SIZES, Shape, Transformer, rotary_angles, rotate, take
 
 
@@ -103,7 +103,7 @@ def test_cached_logits_equal_a_full_pass(make_prior, sizes):
     labels = torch.tensor([0, 3, 4])
     with torch.no_grad():
         full = [prior._features(tokens, each) for each in (labels, torch.full((3,), 5))]
-        cached = CachedLogits(prior, labels)
+        cached = StepwiseLogits(prior, labels).following
         # the branches part (3, 4), one catches up over several tokens (5), they go together again (6 ...)
         plan = {3: (True,), 4: (True,), 9: (False,), 10: (False,)}
         for i in range(16):
@@ -177,11 +177,13 @@ def test_linear_rows_are_the_same_in_any_batch(threads):
         # small, nano, a vocabulary seen through 16 channels, S, B's SwiGLU, L
         for inputs, outputs in ((32, 96), (160, 896), (448, 160), (16, 20_000), (512, 1536), (2048, 768), (1024, 2752)):
             x, weight, bias = torch.randn(272, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
-            everything = linear(x, weight, bias)
-            torch.testing.assert_close(everything, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
-            for rows in (1, 2, 3, 5, 8, 11, 66, 195):
-                assert linear(x[:rows], weight, bias).equal(everything[:rows])
-                assert linear(x[-rows:], weight, bias).equal(everything[-rows:])
+            packed = RowMap(weight, bias)
+            for multiply in (lambda x: linear(x, weight, bias), packed):  # noqa: B023
+                everything = multiply(x)
+                torch.testing.assert_close(everything, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+                for rows in (1, 2, 3, 5, 8, 11, 66, 195):
+                    assert multiply(x[:rows]).equal(everything[:rows])
+                    assert multiply(x[-rows:]).equal(everything[-rows:])
     finally:
         torch.set_num_threads(before)
 
