@@ -146,10 +146,11 @@ class AutoregressivePrior(Prior):
     def compile_sampling(self, **options: Any) -> None:
         """From now on, single-token steps of sampling run as one compiled graph of fixed shapes, one per number of samples.
 
-        `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). Worth it on a GPU; on a CPU the plain
-        step, whose matrices are packed, is the faster one.
+        `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). Meant for a GPU, where it has not been
+        run or timed yet; on a CPU a compiled step has to do without packed matrices (RowMap), the greater part of its time.
         """
-        self.step = torch.compile(decode, fullgraph=True, dynamic=False, **({"mode": "reduce-overhead"} | options))
+        chosen: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False} | options
+        self.step = torch.compile(decode, **chosen)
 
     def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
         """Token after token in raster order: the message's length is the exact likelihood."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,8 @@ def test_a_prior_that_ended_in_raster_order_refuses_in_one_line(make_prior, trai
         with pytest.raises(UserError, match="raster_from=1") as caught:
             prior.sample([0], options, [0])
         assert "\n" not in str(caught.value)
-    for options in ({"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}):
+    bad: list[dict[str, Any]] = [{"steps": 0}, {"order": "hilton"}, {"schedule": "acos"}]
+    for options in bad:
         with pytest.raises(UserError, match=next(iter(options))):
             ARSampling(**options)
 
