@@ -65,7 +65,7 @@ def intrinsic_dimension(latents: Float[Tensor, "n c"], neighbours: int = DENSITY
     Averaged over the points before it is inverted, as MacKay & Ghahramani (2005) corrected it; equal points are left out.
     """
     points = latents[: 4 * SAMPLE].unique(dim=0)  # sorted, so that a fair sample is spread over all
-    distances = _neighbour_distances(points[:: -(-len(points) // SAMPLE)], points, neighbours + 1)[:, 1:]  # not the point itself
+    distances = _neighbour_distances(points[:: -(-len(points) // SAMPLE)], points, neighbours + 1)[:, 1:]  # not itself
     distances = distances[distances[:, 0] > 0]
     rates = (distances[:, -1:] / distances[:, :-1]).log().sum(1) / (neighbours - 1)
     return (1 / rates.mean()).item()
