@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eval.neighbours import ROWS
 
-SHOWN = 2000  # points of a picture
+SHOWN = 800  # points of a picture
+SAMPLE = 2000  # points that show the dimension
 DENSITY_NEIGHBOURS = 16
 VOLUME_NEIGHBOURS = 4
 FEWEST_CODES = 16  # for a slope
@@ -63,19 +64,19 @@ def intrinsic_dimension(latents: Float[Tensor, "n c"], neighbours: int = DENSITY
 
     Averaged over the points before it is inverted, as MacKay & Ghahramani (2005) corrected it; equal points are left out.
     """
-    points = latents[: 4 * SHOWN].unique(dim=0)
-    distances = _neighbour_distances(points[:SHOWN], points, neighbours + 1)[:, 1:]  # not the point itself
+    points = latents[: 4 * SAMPLE].unique(dim=0)  # sorted, so that a fair sample is spread over all
+    distances = _neighbour_distances(points[:: -(-len(points) // SAMPLE)], points, neighbours + 1)[:, 1:]  # not itself
     distances = distances[distances[:, 0] > 0]
     rates = (distances[:, -1:] / distances[:, :-1]).log().sum(1) / (neighbours - 1)
     return (1 / rates.mean()).item()
 
 
 def geometry(latents: Float[Tensor, "n c"], codes: Float[Tensor, "k c"], counts: Int[Tensor, "k"]) -> dict[str, Any]:
-    """Latents, codes and the codes' counts on the two main axes of the latents, at most 2000 of each; for result files."""
+    """Latents, codes and the codes' counts on the two main axes of the latents, at most 800 of each; for result files."""
     centre = latents.mean(0)
     _, _, axes = torch.linalg.svd((latents - centre).double(), full_matrices=False)
     axes = axes[:2] * axes[:2].gather(1, axes[:2].abs().argmax(1, keepdim=True)).sign()  # one of the two equal choices
-    plane = lambda points: [[round(v, 4) for v in row] for row in ((points - centre).double() @ axes.T).tolist()]  # noqa: E731
+    plane = lambda points: [[round(v, 3) for v in row] for row in ((points - centre).double() @ axes.T).tolist()]  # noqa: E731
     shown = torch.linspace(0, len(codes) - 1, min(len(codes), SHOWN)).round().long()
     return {"latents": plane(latents[:SHOWN]), "codes": plane(codes[shown]), "count": counts[shown].tolist()}
 

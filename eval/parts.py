@@ -125,9 +125,9 @@ def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     return Part(metrics, reference.describe(), details, pictures)
 
 
-def usage_curve(usage: CodeUsage) -> dict[str, Any]:
-    """Counts of the codes that occur, by rank, at most 2048 of them."""
-    points = torch.linspace(0, usage.active - 1, min(usage.active, SHOWN_CODES)).round().long()
+def usage_curve(usage: CodeUsage, most: int = SHOWN_CODES) -> dict[str, Any]:
+    """Counts of the codes that occur, by rank, at most that many of them."""
+    points = torch.linspace(0, usage.active - 1, min(usage.active, most)).round().long()
     return {"size": usage.size, "active": usage.active, "rank": points.tolist(), "count": usage.counts[points].tolist()}
 
 

@@ -43,7 +43,8 @@ from pipeline.core.code_usage import code_usage
 PERTURBED = 256  # images whose tokens are perturbed
 LATENTS = 16_384  # that are kept to look at
 LARGEST_TABLE = 1 << 24  # numbers
-SHOWN_CODES = 2000  # whose cells are measured
+SHOWN_CODES = 600  # of the usage curve, and whose cells are measured; results are committed, so they stay small
+COMPARED = 2000  # latents whose nearest code is sought
 NEAREST_SHARE, LARGEST_ERROR = 0.95, 0.5  # of a codebook whose cells are those of nearest vectors, among the latents
 CHOICE_SEEDS = 500_000  # the offset of the seeds with which the guidance scale is chosen
 SHOWN_NEAREST = 16  # samples beside their nearest training images
@@ -108,7 +109,7 @@ def quality(bench: Bench, tokenizer: Tokenizer, run: Path, folder: Path) -> Part
             "flops_per_image": flops,
             **training_cost(run),
         },
-        "usage": usage_curve(usage),
+        "usage": usage_curve(usage, SHOWN_CODES),
         "pfd": curve,
         **_inside(tokenizer, torch.cat(kept)[:LATENTS], indices),
         "training": training_course(run, tokenizer),
@@ -244,7 +245,7 @@ def _inside(tokenizer: Tokenizer, latents: Tensor, tokens: Tensor) -> dict[str, 
         return {"geometry": None, "gersho": None}
     counts = tokens.flatten().bincount(minlength=len(table))
     chosen = tokens.flatten()[: len(latents)]
-    some = slice(0, SHOWN_CODES)
+    some = slice(0, COMPARED)
     agree = (nearest(latents[some], table)[1] == chosen[some]).float().mean().item()
     error = (latents - table[chosen]).square().sum(1).mean() / (latents - latents.mean(0)).square().sum(1).mean()
     note = f"{agree:.0%} of the latents have the nearest code; squared error {error.item():.2g} of the latents' variance"

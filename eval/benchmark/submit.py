@@ -36,7 +36,8 @@ def submit(task: Task, number: int, options: Sequence[str], cluster: str = "slur
 
     options: key=value of submitit's own parameters, as in `slurm_partition=gpu`. cluster: "local" starts the tasks as processes
     of this machine, to try it. Near its time limit a task's training writes a snapshot; any start goes on from there. Raises
-    UserError where submitit is not installed or refuses an option. Tried with submitit's local executor, NOT on a cluster.
+    UserError where submitit is not installed or refuses an option. NOT RUN on a cluster: submitit itself checks options,
+    and a stored task was loaded by submitit and did its work, but no array was seen to its end.
     """
     try:
         submitit: Any = importlib.import_module("submitit")

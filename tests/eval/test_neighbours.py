@@ -53,7 +53,7 @@ def test_nearest_is_brute_force():
 def test_planted_copies_are_found_and_an_honest_generator_is_at_alpha():
     training, held_out, honest = (gaussian(2000, 16, seed) for seed in (8, 9, 10))
     found = memorised(honest, training, held_out)
-    assert abs(found.share.value - 0.05) < 3 * found.share.standard_error < 0.03
+    assert abs(found.share.value - 0.05) < 3 * (found.share.standard_error or 1) < 0.03
     copies = torch.cat([training[:500] + 0.02 * gaussian(500, 16, 11), honest[:1500]])
     found = memorised(copies, training, held_out)
     assert found.share.value == pytest.approx(0.25 + 0.75 * 0.05, abs=0.02)

@@ -1,5 +1,7 @@
 """Can the judge be trusted? Quantizers of image patches whose order is known come out in that order."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ class PatchQuantizer:
 
     def __init__(self, images, size, seed=0, disabled=0.0):
         torch.manual_seed(seed)
-        self.quantizer = build_quantizer("lgq", dim=3 * PATCH**2, codebook_size=size).eval()
+        self.quantizer: Any = build_quantizer("lgq", dim=3 * PATCH**2, codebook_size=size).eval()
         patches = patches_of(images)
         self.quantizer.initialize(patches[torch.randperm(len(patches))[: 16 * size]])
         self.sizes = self.quantizer.sizes
