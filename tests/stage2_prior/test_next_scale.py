@@ -243,9 +243,8 @@ def test_given_tokens_never_change_and_every_hole_is_filled_once(dtype):
     given, state, logits, done = torch.where(hole[..., None], UNKNOWN, full), torch.get_rng_state(), BranchLogits(dtype), []
     before = given.clone()
     options = NextScaleSampling(guidance_scale=3.0, final_temperature=0.0)
-    samples = sample_next_scale(
-        logits, given, SCALES, options, range(6), trace=True, progress=lambda step, steps, tokens: done.append((step, steps)) or tokens
-    )
+    counting = lambda step, steps, tokens: done.append((step, steps)) or tokens  # noqa: E731
+    samples = sample_next_scale(logits, given, SCALES, options, range(6), trace=True, progress=counting)
     assert given.equal(before) and torch.get_rng_state().equal(state)
     assert [i for i, _ in logits.calls] == [0, 5, 14] and done == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for grid, end in zip(samples.trace, (1, 14, 30), strict=True):
