@@ -74,7 +74,7 @@ def test_the_logits_move_steadily_from_one_class_to_the_other(prior):
         ends = prior.trunk(tokens[:2], torch.tensor([1, 4]))
     assert features[[0, -1]].equal(ends)
     steps = (features[1:] - features[:-1]).flatten(1).norm(dim=1)
-    assert steps.max() < 0.1 * (ends[1] - ends[0]).norm()
+    assert steps.max() < 0.2 * (ends[1] - ends[0]).norm()  # of 64 steps
 
 
 def test_bad_mixtures_are_refused_in_one_line(prior):

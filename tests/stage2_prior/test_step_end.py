@@ -45,7 +45,7 @@ def test_what_is_changed_is_what_the_rest_is_drawn_from(prior):
 def test_stopping_leaves_the_rest_unknown_and_what_is_given_alone(prior):
     given = torch.full((2, 16, 2), UNKNOWN)
     given[:, 3:9] = 2
-    stopped = sample(prior, lambda done, of, tokens: None if done == 5 else tokens, given)
+    stopped = sample(prior, lambda done, of, tokens: None if done == min(5, of - 1) else tokens, given)
     whole = sample(prior, given=given)
     known = stopped.tokens != UNKNOWN
     assert stopped.tokens[:, 3:9].eq(2).all() and (~known).any() and known.sum() > 2 * 6 * 2
