@@ -5,9 +5,11 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
 
   training   images a second of one AdamW step.
              `repository`: what the LGQ repository does: encodes the images in every step, with the quantizer's training
-             forward (n x k distances and assignment), and works out the logits of all tokens, seen ones too;
+             forward (n x k distances and assignment), and works out logits of all tokens, seen ones too, over codes,
+             mask and classes, with a bias for each of these at each position;
              `all_logits`: tokens from a store, but the logits of all tokens; `ours`: logits and loss of masked tokens only.
-             The trunk is ours in all three. The encoder is that of configs/stage1/imagenet256_f16.yaml.
+             The trunk is ours in all three. The encoder is that of configs/stage1/imagenet256_f16.yaml, in torch's usual
+             layout of memory, as there.
   maskgit    sampling at equal steps, confidence order and guidance.
              `amused`: diffusers' AmusedScheduler with its pipeline's loop around our trunk, which needs all logits;
              `ours`, and `ours_halton`: an order that is known before, which needs the logits of the revealed tokens only.
@@ -60,6 +62,7 @@ SHAPE: dict[str, Any] = {"depth": 12, "width": 512, "heads": 8}
 SPEC: dict[str, Any] = {"sizes": [CODES], "scales": [[GRID, GRID]], "image_size": [256, 256], "num_classes": CLASSES}
 STEPS, GUIDANCE = 12, 3.0
 PARALLEL_STEPS = 24
+OTHERS = 1 + CLASSES + 1  # entries of the repository's vocabulary that are no codes
 EVERY = 16  # tokens, of which one is timed without a cache
 CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a time
     "training": {"repository": [8], "all_logits": [8], "ours": [8]},
@@ -155,7 +158,11 @@ def clocked(work: Callable[[], object], device: str) -> float:
 def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     """One step of MaskGIT's training."""
     prior = MaskGITPrior(**SPEC, **SHAPE, label_smoothing=0.1, dropout=0.0).to(device).train()  # pyright: ignore[reportArgumentType]
-    optimizer = torch.optim.AdamW(parameter_groups(prior, 0.045), 1e-4, (0.9, 0.96), fused=True)
+    vectors = torch.nn.Parameter(0.02 * torch.randn(OTHERS, SHAPE["width"], device=device))  # of mask and classes
+    bias = torch.nn.Parameter(torch.zeros(GRID * GRID, CODES + OTHERS, device=device))
+    more = [vectors, bias] if writing == "repository" else []
+    groups = [*parameter_groups(prior, 0.045), {"params": more, "weight_decay": 0.045}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], 1e-4, (0.9, 0.96), fused=True)
     stored = torch.randint(CODES, (batch, GRID * GRID, 1), device=device)
     images = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
     encode = online_encoder(device) if writing == "repository" else None
@@ -167,7 +174,7 @@ def training(writing: str, batch: int, device: str) -> Callable[[], object]:
         if writing == "ours":
             loss = prior(tokens, labels, noise) / prior.loss_count(noise)
         else:
-            loss = loss_of_all(prior, tokens, labels, noise)
+            loss = loss_of_all(prior, tokens, labels, noise, more)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
         optimizer.step()
@@ -176,19 +183,22 @@ def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     return step
 
 
-def loss_of_all(prior: MaskGITPrior, tokens: Tensor, labels: Tensor, noise: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of every token, masked or not, from logits that exist all at once."""
-    masked = smallest(noise["priority"], noise["count"])
-    features = prior._features(tokens, masked, labels).flatten(0, 1)
-    logits = F.linear(prior.codes.query(0, features), *prior.codes.codes(0))
-    return F.cross_entropy(logits.float(), tokens.flatten(), label_smoothing=0.1)
+def loss_of_all(
+    prior: MaskGITPrior, tokens: Tensor, labels: Tensor, noise: dict[str, Tensor], more: list[torch.nn.Parameter]
+) -> Tensor:
+    """Cross-entropy of every token, masked or not, from logits that exist all at once; `more` enlarges the vocabulary."""
+    features = prior._features(tokens, smallest(noise["priority"], noise["count"]), labels)
+    codes, bias = prior.codes.codes(0)
+    if more:
+        codes, bias = torch.cat([codes, more[0]]), more[1]
+    logits = F.linear(features, codes) + bias
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), label_smoothing=0.1)
 
 
 def online_encoder(device: str) -> Callable[[Tensor], Tensor]:
     """Encodes images with the training forward of the published quantizer, as its distances and assignments are written."""
     config = load_config(Stage1Config, TOKENIZER, [f"quantizer.codebook_size={CODES}"])
     tokenizer = build_tokenizer(config).to(device).eval()  # pyright: ignore[reportArgumentType]
-    tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     tables = code_vectors(tokenizer)
     assert tables is not None
     codebook = tables[0].float()
@@ -198,8 +208,8 @@ def online_encoder(device: str) -> Callable[[Tensor], Tensor]:
         z = tokenizer.latents(images).flatten(0, -2).float()
         p = torch.softmax(-torch.cdist(z, codebook).square(), 1)
         index = p.argmax(1)
-        hard = F.one_hot(index, CODES).to(p.dtype) @ codebook
-        torch.add(p @ codebook, hard - p @ codebook)
+        hard, soft = F.one_hot(index, CODES).to(p.dtype) @ codebook, p @ codebook
+        torch.stack([(soft + (hard - soft)).sum(), p.square().sum(1).mean(), p.mean(0).square().sum()])  # codes, peak, usage
         return index.view(len(images), -1, 1)
 
     return encode
