@@ -3,7 +3,7 @@
 An edit samples some tokens again and keeps the others. Pixels that are to stay do stay, bit for bit: they are copied back.
 What lies in a hole is painted over before the picture is encoded, so that nothing of it can reach the tokens around it.
 
-MaskGIT sees all kept tokens, and so does an autoregressive prior that has learnt random orders to the end (`raster_from` 1):
+MaskGIT sees all kept tokens, and so does an autoregressive prior that has learnt random orders to the end (`random_until` 1):
 it starts with them, wherever they lie. One that has not sees only those that come before a hole in raster order, next-scale
 prediction those of coarser scales.
 """
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from pipeline.core.errors import UserError
 from pipeline.core.rng import derive_seed, generator
 from pipeline.core.token_spec import TokenSpec
+from pipeline.pixels import GREY
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Mixture, Prior
 from stage2_prior.sampling import UNKNOWN, Progress
@@ -99,7 +100,7 @@ def outpaint(
     """Extend images of the tokenizer's size by (top, bottom, left, right) pixels, one result per image, label and seed.
 
     Windows of that size slide over the canvas, by half of it at a time and from the picture outwards; each fills what is
-    still unknown in it. Raises UserError for margins below 0.
+    still unknown in it; where `progress` stops, the rest stays grey. Raises UserError for margins below 0.
     """
     if min(margins) < 0:
         raise UserError(f"margins: {margins}; give pixels of at least 0 for top, bottom, left, right")
@@ -108,13 +109,23 @@ def outpaint(
     canvas = F.pad(images, (left, right, top, bottom))
     unknown = torch.ones(canvas.shape[-2:], dtype=torch.bool, device=images.device)
     unknown[top : top + side_y, left : left + side_x] = False
+    stopped = False
+
+    def told(done: int, steps: int, tokens: Tensor) -> Tensor | None:
+        nonlocal stopped
+        answer = tokens if progress is None else progress(done, steps, tokens)
+        stopped = answer is None
+        return answer
+
     for number, (y, x) in enumerate(windows(canvas.shape[-2:], (side_y, side_x), (top, left))):
         window = (..., slice(y, y + side_y), slice(x, x + side_x))
         if unknown[window].any():
             masks = unknown[window].expand(len(images), -1, -1)
             own = [derive_seed("outpaint", seed, number) for seed in seeds]
-            canvas[window] = inpaint(model, canvas[window], masks, class_labels, own, sampling, progress=progress)
+            canvas[window] = inpaint(model, canvas[window], masks, class_labels, own, sampling, progress=told)
             unknown[window] = False
+        if stopped:
+            return torch.where(unknown, GREY, canvas)
     return canvas
 
 

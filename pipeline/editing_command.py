@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from pipeline.core.data.decode import UnreadableImage, center_crop, to_rgb
 from pipeline.core.errors import UserError
 from pipeline.editing import Images, Masks, inpaint, outpaint, vary
+from pipeline.pixels import GREY
 from pipeline.sampling_command import BATCH, Sampler, SampleRequest, described, open_sampler, save_grid
 from stage2_prior.prior import Mixture
-
-GREY = 128  # of a hole in the picture that is shown beside its versions
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder
 from pipeline.generator import ImageGenerator
 from stage2_prior.autoregressive import AutoregressivePrior
-from stage2_prior.causal_lm import save_transformers
+from stage2_prior.causal_lm import MODULE, save_transformers
 
 EVALUATION = "eval"  # where eval.run puts its results, beside the runs
+MARKERS = ("model_index.json", f"{MODULE}.py")  # a folder with one of these is an earlier export, which may be replaced
 
 
 def export_pipeline(path: Path, out: Path, results: Path | None, dry_run: bool) -> None:
     """Write a diffusers pipeline, with the numbers of its own weights in its model card."""
     model = load_pipeline(path)
+    require_replaceable(out)
     nearby = path.resolve().parent / EVALUATION
     if dry_run:
         print(f"{path}: {model.prior.spec}\n-> {out}, with the numbers of {results or nearby}")
@@ -35,12 +37,24 @@ def export_language_model(path: Path, out: Path, dry_run: bool) -> None:
     prior = load_prior(path)
     if not isinstance(prior, AutoregressivePrior):
         raise UserError(f"{path}: a {type(prior).__name__}; only the autoregressive prior is a causal language model")
+    require_replaceable(out)
     if dry_run:
         print(f"{path}: {prior.spec}\n-> {out}, as a causal language model")
         return
     with new_folder(out) as aside:
         save_transformers(prior, aside)
     print(f"{out}: written; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
+
+
+def require_replaceable(out: Path) -> None:
+    """Raises UserError where a folder is there that is not empty and no earlier export: writing would delete what it holds."""
+    out = out.resolve()
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"--out {out}: holds the folder that you work in; give a folder of its own")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder")
+    if out.exists() and any(out.iterdir()) and not any((out / marker).exists() for marker in MARKERS):
+        raise UserError(f"--out {out}: holds other things, which an export would replace; give a new folder")
 
 
 def _save_with_nearby(model: ImageGenerator, folder: Path, name: str, nearby: Path) -> str:

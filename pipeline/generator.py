@@ -21,13 +21,13 @@ from pipeline.core.data.labels import find_classes
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
 from pipeline.model_card import CODE, find_results, model_card
-from pipeline.pixels import Holes, Pictures, as_output, from_masks, from_pictures, to_uint8
+from pipeline.pixels import GREY, Holes, Pictures, as_output, from_masks, from_pictures, to_uint8
 from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Mixture, Prior
 from stage2_prior.sampling import UNKNOWN
 
-GREY = 128  # of the cells whose tokens are not known, in the image of an interrupted call
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Label = int | str | Mixture
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -262,13 +262,15 @@ class ImageGenerator(DiffusionPipeline):
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
         """What every kind of call does the same way: understand the arguments, show the progress, hand out the images."""
+        if output_type not in OUTPUT_TYPES:  # said before the work, not after it
+            raise UserError(f"output_type: {output_type}; choose one of {', '.join(OUTPUT_TYPES)}")
         sampling = self.options(steps=num_inference_steps, guidance_scale=guidance_scale, **options)
         labels, own_seeds = self._labels_and_seeds(class_labels, seeds, generator)
         self._interrupt = False
         with StepEnd(self, callback_on_step_end, callback_on_step_end_tensor_inputs) as progress:
             made = make(Request(labels, own_seeds, sampling, progress))
-        images: Any = as_output(made, output_type) if made.dtype == torch.uint8 else made
         self.maybe_free_model_hooks()
+        images: Any = as_output(made, output_type) if made.dtype == torch.uint8 else made
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels_and_seeds(

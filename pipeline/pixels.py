@@ -34,6 +34,9 @@ def from_masks(masks: Holes) -> Bool[Tensor, "b y x"]:
     return _checked(masks, torch.bool, 3) if isinstance(masks, Tensor) else _stacked(masks, "L") > 127
 
 
+GREY = 128  # of what is not known yet
+
+
 def as_output(images: UInt8[Tensor, "b 3 y x"], output_type: str) -> Any:
     """Images as "pil", "np" (float in [0, 1] "b y x 3") or "pt" (that as "b 3 y x"); UserError for another type."""
     if output_type == "pt":
@@ -43,7 +46,7 @@ def as_output(images: UInt8[Tensor, "b 3 y x"], output_type: str) -> Any:
         return pixels.astype(np.float32) / 255
     if output_type == "pil":
         return [Image.fromarray(image) for image in pixels]
-    raise UserError(f"output_type: {output_type}; choose pil, np, pt or latent")
+    raise UserError(f"output_type: {output_type}; choose pil, np or pt")
 
 
 def _stacked(pictures: Image.Image | Sequence[Image.Image], mode: str) -> Tensor:

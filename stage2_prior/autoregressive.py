@@ -131,7 +131,7 @@ class AutoregressivePrior(Prior):
         if not self.any_order and (options.steps is not None or options.order != RASTER):
             learnt = f"random_until={self.config['random_until']}, raster_from={self.config['raster_from']}"
             asked = f"sampling.steps, sampling.order: {options.steps}, {options.order}"
-            raise UserError(f"{asked}; this prior ended in raster order ({learnt}); give neither, or train with raster_from=1")
+            raise UserError(f"{asked}; this prior ended in raster order ({learnt}); give neither, or train with random_until=1 raster_from=1")
         # where the guidance scale is 1 it is so at every step
         logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
         if self.any_order:
@@ -141,7 +141,7 @@ class AutoregressivePrior(Prior):
     @property
     def any_order(self) -> bool:
         """Whether random orders were learnt to the end of the training, so that tokens may come in any."""
-        return self.config["random_until"] > 0 and self.config["raster_from"] == 1
+        return self.config["random_until"] == 1
 
     def compile_sampling(self, **options: Any) -> None:
         """From now on, single-token steps of sampling run as one compiled graph of fixed shapes, one per number of samples.
@@ -152,6 +152,7 @@ class AutoregressivePrior(Prior):
         chosen: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False} | options
         self.step = torch.compile(decode, **chosen)
 
+    @torch.no_grad()
     def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
         """Token after token in raster order: the message's length is the exact likelihood."""
         logits = StepwiseLogits(self, labels, (True,))

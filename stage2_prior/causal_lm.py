@@ -124,7 +124,10 @@ def as_causal_lm(prior: AutoregressivePrior) -> ImageTokensForCausalLM:
     model = ImageTokensForCausalLM(config)
     model.prior.load_state_dict(prior.state_dict())
     length = prior.spec.t
-    model.generation_config = GenerationConfig(do_sample=True, max_new_tokens=length, min_new_tokens=length, use_cache=False)
+    whole = {"top_k": 0, "top_p": 1.0, "temperature": 1.0}  # the prior's own distribution; transformers would take the 50 best
+    model.generation_config = GenerationConfig(
+        do_sample=True, max_new_tokens=length, min_new_tokens=length, use_cache=False, **whole
+    )
     return model.to(prior.device, prior.dtype).eval()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

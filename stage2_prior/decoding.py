@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stage2_prior.rows import RowMap
-from stage2_prior.transformer import EPS, Block, Transformer
+from stage2_prior.transformer import EPS, Block, Labels, Transformer
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class StepwiseTrunk:
     through it, and all others through `decode`.
     """
 
-    def __init__(self, trunk: Transformer, labels: Int[Tensor, " r"], slots: int, step: Step) -> None:
+    def __init__(self, trunk: Transformer, labels: Labels, slots: int, step: Step) -> None:
         self.trunk, self.step, compiled = trunk, step, step is not decode
         blocks = cast("list[Block]", list(trunk.blocks))
         modulation = trunk.modulate(labels)

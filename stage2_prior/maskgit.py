@@ -120,6 +120,7 @@ class MaskGITPrior(Prior):
         classes, given = self._request(labels, seeds, given)
         return sample_maskgit(self._masked_logits(classes), given, self.spec.scales, options, seeds, trace, progress)
 
+    @torch.no_grad()
     def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
         """Group after group in an order that is the same for all images, each token given all those of earlier groups."""
         assert isinstance(options, MaskGITCoding)
@@ -135,7 +136,7 @@ class MaskGITPrior(Prior):
 
         return CodingModel(groups, logits)
 
-    def _masked_logits(self, classes: Int[Tensor, " b"]) -> Callable[..., HeadLogits]:
+    def _masked_logits(self, classes: Labels) -> Callable[..., HeadLogits]:
         """The prior as MaskedLogits: of images of these classes."""
 
         def logits(tokens: Tensor, masked: Tensor, positions: Tensor, rows: Tensor, branches: tuple[bool, ...]) -> HeadLogits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
+from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.rows import linear
@@ -120,6 +121,14 @@ class NextScalePrior(Prior):
         classes, given = self._request(labels, seeds, given)
         return sample_next_scale(CachedLogits(self, classes), given, self.spec.scales, options, seeds, trace, progress)
 
+    @torch.no_grad()
+    def coding_model(self, labels: Int[Tensor, " b"], options: CodingOptions) -> CodingModel:
+        """Scale after scale: the message's length is the exact likelihood."""
+        logits = CachedLogits(self, labels)
+        starts = (0, *self.ends)
+        groups = [torch.arange(start, end, device=self.device) for start, end in pairwise(starts)]
+        return CodingModel(groups, lambda tokens, step: logits(tokens[:, : starts[step]], (True,)))
+
     def inputs(self, tokens: Int[Tensor, "b i d"], seen: int = 0) -> Float[Tensor, "b n f"]:
         """What goes into the places after the first `seen`, up to the end of the scale that follows these tokens."""
         i = tokens.shape[1]
@@ -159,14 +168,14 @@ class CachedLogits:
         return self.prior.codes.logits(features)
 
     def _extend(self, tokens: Tensor, rows: slice, branches: tuple[bool, ...]) -> Tensor:
-        """Features of the places that stand for tokens to come, or of the last place if there are none."""
+        """Features of the places that stand for tokens to come."""
         length = self.lengths[branches[0]]
         seen = max(length - self.prior.trunk.prefix, 0)
         x = self.prior.inputs(tokens, seen)
         places = seen + x.shape[1]
         features = self.prior.trunk.extend(x, self.labels[rows], self.modulation[rows], self.cache.part(rows, length))
         self.lengths |= dict.fromkeys(branches, self.prior.trunk.prefix + places)
-        return features[:, -max(places - tokens.shape[1], 1) :]
+        return features[:, tokens.shape[1] - places :]
 
 
 def picture_so_far(scales: tuple[tuple[int, int], ...]) -> Float[Tensor, "t t"]:

@@ -15,6 +15,7 @@ from eval.benchmark.comparisons import ALPHA, Pair, Table, holm, rank
 
 SUBJECTS = ("lgq", "lgq_paper")  # quantizers that carry the claims
 RIVALS = ("fsq", "simvq")
+LARGEST = 100.0  # of the logarithm of a ratio: beyond, nothing is known of it
 HALF = (0.4, 0.6)  # what "about half" is taken to mean
 
 
@@ -81,7 +82,7 @@ def _codes(benchmark: Benchmark, bits: float) -> list[Claim]:
     claims = []
     for subject, rival, (estimate, low, high, p, seeds) in _pairs(benchmark, logarithms):
         values = (_mean(table, subject), _mean(table, rival))
-        ratio = (math.exp(estimate), math.exp(low), math.exp(min(high, 700)))
+        ratio = (math.exp(estimate), math.exp(low), math.exp(high) if high < LARGEST else math.inf)
         claims.append(Claim("ratio", subject, rival, bits, values, *ratio, p, seeds, "inconclusive"))
     return claims
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.recording import NOT_DECISIVE
 from eval.results import FILE, Metric, Result, read_result
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
@@ -210,7 +211,10 @@ def _counts_tokens(results: Iterable[Result], name: str) -> bool:
 
 
 def _shared(result: Result) -> dict[str, Any]:
-    return {key: result.inputs[key] for key in SHARED if key in result.inputs}
+    shared = {key: result.inputs[key] for key in SHARED if key in result.inputs}
+    if isinstance(shared.get("config"), dict):
+        shared["config"] = {key: value for key, value in shared["config"].items() if key not in NOT_DECISIVE}
+    return shared
 
 
 def _difference(a: Any, b: Any) -> str:

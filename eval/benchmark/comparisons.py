@@ -173,7 +173,7 @@ def sign_flips(differences: Sequence[float]) -> float | None:
 
 
 def letters(methods: Sequence[str], differ: Collection[frozenset[str]]) -> dict[str, str]:
-    """The compact letter display: two methods share a letter exactly where they do not differ (Piepho 2004).
+    """The compact letter display: two methods share a letter exactly where they cannot be told apart (Piepho 2004).
 
     The letters are the maximal sets of methods of which no two differ, in the order of their first member.
     """

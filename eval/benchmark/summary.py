@@ -47,7 +47,7 @@ def _main(verdict: Mapping[str, Any]) -> list[str]:
         f"Means over {seeds} seeds \u00b1 one standard error of the mean"
         + (f"; every gFD of {samples:,} samples" if samples else "")
         + f"; distances are {verdict['facts']['distance'] or 'not measured'}. Bold: the best, and what cannot be "
-        "told from it at the same budget. Methods that share a letter do not differ (Holm, 0.05)."
+        "told from it at the same budget. Methods that share a letter cannot be told apart here (Holm, 0.05)."
     )
     return [*lines, "", note, ""]
 

@@ -54,9 +54,10 @@ def judge(benchmark: Benchmark) -> dict[str, Any]:
         "budgets": budgets(benchmark),
         "fronts": fronts(benchmark),
     }
+    values = _finite(values)  # what is unknown is None, and the words below say so
     values["caveats"] = caveats(values["facts"])
     values["answers"] = answers(values)
-    return _finite(values)
+    return values
 
 
 def facts(benchmark: Benchmark) -> dict[str, Any]:
@@ -95,12 +96,21 @@ def facts(benchmark: Benchmark) -> dict[str, Any]:
             for result in generations
             if len(result.details.get("curve", ())) > 1
         ),
+        "worse_than_blurred": _worse_than_blurred(benchmark, generations),
         "judge_is_loss": any(
             result.extractor.get("sha256") == result.details.get("perceptual_sha256") is not None for result in tokenizers
         ),
         "code_versions": sorted({str(result.versions.get("code")) for result in results}),
         "devices": sorted({str(result.versions.get("device")) for result in results}),
     }
+
+
+def _worse_than_blurred(benchmark: Benchmark, generations: list[Result]) -> int | None:
+    """Priors whose samples are farther from real images than a blurred copy of some; None where there is no yardstick."""
+    blurred = benchmark.yardstick and benchmark.yardstick.metrics.get(f"blurred_{CHIEF}")
+    if not blurred:
+        return None
+    return sum(result.metrics[CHIEF].value > blurred.value for result in generations if CHIEF in result.metrics)
 
 
 def rankings(benchmark: Benchmark) -> list[dict[str, Any]]:
