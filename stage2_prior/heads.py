@@ -198,7 +198,8 @@ class GeometricHead(CodebookHead):
     def __init__(self, sizes: tuple[int, ...], width: int, code_dims: Sequence[int] | None, chained: bool) -> None:
         super().__init__(sizes, width, code_dims, chained)
         dims = list(code_dims or ())
-        self.log_temperatures = nn.ParameterList(nn.Parameter(torch.tensor(float(dim)).log()) for dim in dims)
+        # of one number each, for FSDP shards no parameter without an axis
+        self.log_temperatures = nn.ParameterList(nn.Parameter(torch.tensor([float(dim)]).log()) for dim in dims)
 
     def query(self, j: int, features: Float[Tensor, "n f"]) -> Float[Tensor, "n c"]:
         return super().query(j, features) * (2 * (-self.log_temperatures[j]).exp())

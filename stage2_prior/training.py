@@ -22,6 +22,7 @@ from pipeline.core.rng import derive_seed, generator
 from pipeline.core.run_folder import RunFolder
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
+from pipeline.core.shards import full, load_optimizer, spread, whole
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
 from pipeline.core.token_store import TokenStore
 from stage2_prior.config import Stage2Config
@@ -33,7 +34,7 @@ def train(config: Stage2Config) -> Path:
     """Train a prior, or go on where its last snapshot left it; gives the folder of the finished model."""
     run = RunFolder(config.run)
     finished = run.path / "prior"
-    accelerator = start_accelerator(config.precision, config.tracker, run.path)
+    accelerator = start_accelerator(config.precision, config.tracker, run.path, shardable=True)
     store = TokenStore(config.tokens)
     if accelerator.is_main_process:
         run.open(config)
@@ -56,15 +57,14 @@ def train(config: Stage2Config) -> Path:
         require_tokenizer(state["tokenizer_sha256"], store, run)
         images_seen = state["images_seen"]
         prior.load_state_dict(state["prior"])
-        optimizer.load_state_dict(state["optimizer"])
     prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
-    ema = EMAModel(list(prior.parameters()), decay=config.optim.ema)
+    stepper, optimizer = accelerator.prepare(prior, optimizer)  # may shard the parameters, which the rest then follows
+    parameters = list(prior.parameters())
+    ema, means = EMAModel(parameters, decay=config.optim.ema), RunningMeans()
     if state is not None:
-        ema.load_state_dict(state["ema"])
-    ema.to(accelerator.device)
-    stepper, optimizer = accelerator.prepare(prior, optimizer)
-    means = RunningMeans()
-    if state is not None:
+        load_optimizer(optimizer.optimizer, state["optimizer"])
+        shadows = [spread(shadow, like) for shadow, like in zip(state["ema"]["shadow_params"], parameters, strict=True)]
+        ema.load_state_dict({**state["ema"], "shadow_params": shadows})
         means.load_state_dict(state["means"], accelerator.device)
     if accelerator.is_main_process:
         run.rewind(images_seen)
@@ -93,13 +93,13 @@ def train(config: Stage2Config) -> Path:
                     part = stepper(*inputs) * (world / count)
                 accelerator.backward(part)
             loss += part.detach()
-        norm = accelerator.clip_grad_norm_(prior.parameters(), config.optim.clip)
+        norm = accelerator.clip_grad_norm_(parameters, config.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
-        ema.step(prior.parameters())
+        ema.step(parameters)
 
         before, images_seen = images_seen, images_seen + config.batch_size
-        means.add({"loss": loss, "gradient_norm": torch.as_tensor(norm)})
+        means.add({"loss": loss, "gradient_norm": full(torch.as_tensor(norm))})
         bar.update(min(config.batch_size, config.images - before))
         last = images_seen >= config.images
         validating = last or crossed(before, images_seen, config.validate_every)
@@ -108,23 +108,23 @@ def train(config: Stage2Config) -> Path:
             if not torch.isfinite(torch.tensor(record["loss"])):
                 raise UserError(f"{run.path}: the loss is not finite after {images_seen} images; lower optim.lr")
             if validating:
-                record["validation_bits_per_token"] = validate(prior, ema, store, config, accelerator)
+                record["validation_bits_per_token"] = validate(averaged(prior, ema), store, config, accelerator)
             if accelerator.is_main_process:
                 run.log({"images": images_seen, **record, "lr": config.optim.lr * rate})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
             accelerator.log(record, step=images_seen)
         stopping = agreed_signal(accelerator, interruption, images_seen // config.batch_size)
         if last or stopping or crossed(before, images_seen, config.snapshot_every):
-            statistics = means.state_dict(accelerator)
+            state = {
+                "images_seen": images_seen,
+                "means": means.state_dict(accelerator),
+                "tokenizer_sha256": store.identity.tokenizer_sha256,
+                "prior": prior.state_dict(),
+                "optimizer": optimizer.optimizer.state_dict(),
+                "ema": ema.state_dict(),
+            }
+            state = whole(state, keep=accelerator.is_main_process)
             if accelerator.is_main_process:
-                state = {
-                    "images_seen": images_seen,
-                    "means": statistics,
-                    "tokenizer_sha256": store.identity.tokenizer_sha256,
-                    "prior": prior.state_dict(),
-                    "optimizer": optimizer.optimizer.state_dict(),
-                    "ema": ema.state_dict(),
-                }
                 save_snapshot(run.snapshots, images_seen, state, config.keep_snapshots)
             accelerator.wait_for_everyone()
         if stopping and not last:
@@ -132,9 +132,9 @@ def train(config: Stage2Config) -> Path:
             raise Interrupted(stopping)
     bar.close()
 
-    ema.copy_to(prior.parameters())
+    result = averaged(prior, ema)
     if accelerator.is_main_process:
-        export(prior, finished, config, store)
+        export(result, finished, config, store)
     accelerator.end_training()
     return finished
 
@@ -170,14 +170,22 @@ def parameter_groups(prior: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def averaged(prior: Prior, ema: EMAModel) -> Prior:
+    """A prior of its own with the averaged weights, whole on every process, on the CPU."""
+    names = [name for name, _ in prior.named_parameters()]
+    weights = whole(prior.state_dict() | dict(zip(names, ema.shadow_params, strict=True)))
+    copy = type(prior).from_config(prior.config)
+    assert isinstance(copy, Prior)
+    copy.load_state_dict(weights)
+    return copy.eval()
+
+
 @torch.no_grad()
-def validate(prior: Prior, ema: EMAModel, store: TokenStore, config: Stage2Config, accelerator: Accelerator) -> float:
-    """Bits per token of the averaged weights on the first validation images, the same draws every time."""
+def validate(prior: Prior, store: TokenStore, config: Stage2Config, accelerator: Accelerator) -> float:
+    """Bits per token on the first validation images, the same draws every time; every process has the whole prior."""
     images = min(config.validation_images, store.images("validation"))
     rank, world = accelerator.process_index, accelerator.num_processes
-    ema.store(prior.parameters())
-    ema.copy_to(prior.parameters())
-    prior.eval()
+    prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
     total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     step = min(256, config.batch_size)
     for number, start in enumerate(range(0, images, step)):
@@ -187,15 +195,12 @@ def validate(prior: Prior, ema: EMAModel, store: TokenStore, config: Stage2Confi
         noise = prior.draw_noise(len(rows), generator(config.seed, "validation", start))
         inputs = _on(accelerator.device, *store.batch("validation", rows), noise)
         total += torch.stack([prior.validation_bits(*inputs).double().sum(), torch.tensor(len(rows)).double().to(total.device)])
-    prior.train()
-    ema.restore(prior.parameters())
     bits, seen = reduced(accelerator, total, "sum").tolist()
     return bits / (seen * store.spec.t)
 
 
 def export(prior: Prior, folder: Path, config: Stage2Config, store: TokenStore) -> None:
     """Write the finished prior (safetensors, config.json) and what its tokens and classes are."""
-    prior.eval()
     with new_folder(folder) as aside:
         prior.save_pretrained(aside)
         write_json(aside / "tokens.json", asdict(store.identity))

@@ -101,12 +101,14 @@ class Commands:
         assert result.code == 0, result.err
         return result
 
-    def together(self, processes: int, module: str, *arguments: Any) -> None:
+    def together(self, processes: int, module: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
         """Run a command as that many processes of one group; none may fail."""
-        results = [self.wait(pid) for pid in self.start_group(processes, module, *arguments)]
+        results = [self.wait(pid) for pid in self.start_group(processes, module, *arguments, environment=environment)]
         assert [result.code for result in results] == [0] * processes, "\n".join(result.err for result in results)
 
-    def start_group(self, processes: int, module: str, *arguments: Any) -> list[int]:
+    def start_group(
+        self, processes: int, module: str, *arguments: Any, environment: Mapping[str, str] | None = None
+    ) -> list[int]:
         """Start a command as that many processes of one group, as a launcher would."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -116,6 +118,7 @@ class Commands:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": f"{port}",
             "ACCELERATE_USE_CPU": "true",
+            **(environment or {}),
         }
         return [
             self.start(module, *arguments, environment={**group, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"})

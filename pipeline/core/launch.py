@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from pipeline.core.command import Interruption
 from pipeline.core.config import to_dict
@@ -20,21 +21,25 @@ Precision = Literal["no", "bf16", "fp16"]
 Tracker = Literal["none", "wandb"]
 
 
-def start_accelerator(precision: Precision, tracker: Tracker, run: Path, idle_parameters: bool = False) -> Accelerator:
+def start_accelerator(
+    precision: Precision, tracker: Tracker, run: Path, idle_parameters: bool = False, shardable: bool = False
+) -> Accelerator:
     """An Accelerator on the GPUs, or on the CPU where there are none; as many processes as the launcher started.
 
-    `idle_parameters`: some parameters may take no part in a step. Without an account, wandb works offline and leaves its
-    files in the run's folder.
+    `idle_parameters`: some parameters may take no part in a step. `shardable`: the launcher may ask for FSDP2. Without an
+    account, wandb works offline and leaves its files in the run's folder.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision: fp16 needs a GPU; use bf16 or no")
+    sharding = _sharding(shardable)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision,
         log_with=None if tracker == "none" else tracker,
         project_dir=run,
+        fsdp_plugin=sharding,
         # code statistics are reduced where they are computed, so there are no buffers to broadcast
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle_parameters)],
     )
@@ -44,10 +49,28 @@ def start_accelerator(precision: Precision, tracker: Tracker, run: Path, idle_pa
             f"launch: {launched} processes started but {accelerator.num_processes} in use; on CPUs launch with "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
+    if sharding is not None and accelerator.device.type == "cpu":
+        # accelerate looks at the plugin only where there are GPUs; torch shards on CPUs too, where it can be tried
+        accelerator.state.fsdp_plugin = sharding
+        accelerator.state.distributed_type = DistributedType.FSDP
     if accelerator.device.type == "cpu" and _threads_left_to_the_launcher():
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
+
+
+def _sharding(shardable: bool) -> FullyShardedDataParallelPlugin | None:
+    """The launcher's FSDP2 settings, with weights and gradients passed on in float32: autocast alone sets the precision.
+
+    (accelerate's own policy would turn the residual stream and the rotary tables into bfloat16 as well.)
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    if not shardable:
+        raise UserError("launch: FSDP is for the training of priors; take configs/accelerate/eight_gpus.yaml here")
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("launch: FSDP 1 is not supported; set fsdp_version: 2, see configs/accelerate/fsdp.yaml")
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())  # pyright: ignore[reportArgumentType]
 
 
 def _threads_left_to_the_launcher() -> bool:
