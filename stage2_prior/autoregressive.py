@@ -131,7 +131,8 @@ class AutoregressivePrior(Prior):
         if not self.any_order and (options.steps is not None or options.order != RASTER):
             learnt = f"random_until={self.config['random_until']}, raster_from={self.config['raster_from']}"
             asked = f"sampling.steps, sampling.order: {options.steps}, {options.order}"
-            raise UserError(f"{asked}; this prior ended in raster order ({learnt}); give neither, or train with random_until=1 raster_from=1")
+            remedy = "give neither, or train with random_until=1 raster_from=1"
+            raise UserError(f"{asked}; this prior ended in raster order ({learnt}); {remedy}")
         # where the guidance scale is 1 it is so at every step
         logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
         if self.any_order:

@@ -47,13 +47,13 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("worse_than_blurred"):
         found.insert(
             0,
-            f"The samples of {facts['worse_than_blurred']} of {facts['generations']} priors are farther from real images than a "
-            "blurred copy of real images is: what is ranked here is the beginning of a training.",
+            f"The samples of {facts['worse_than_blurred']} of {facts['generations']} priors are farther from real images than "
+            "a blurred copy of real images is: what is ranked here is the beginning of a training.",
         )
     if not facts["tuning_trials"]:
         found.append(
-            "The benchmark tuned no method: each ran with its shipped settings, so a method whose defaults suit this size better "
-            "has an advantage. Some defaults, LGQ's more than the others', were chosen by this project in trials on its built-in "
+            "The benchmark tuned no method: each ran with its shipped settings, so a method whose defaults suit this size has "
+            "an advantage. Some defaults, LGQ's more than the others', were chosen by this project in trials on its built-in "
             "images, validation images among them (results/LOG.md)."
         )
     if facts["guidance_at_end"]:

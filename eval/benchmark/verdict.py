@@ -14,7 +14,7 @@ from eval.benchmark.claims import test_claims
 from eval.benchmark.collect import Benchmark
 from eval.benchmark.comparisons import ALPHA, rank, retest, shifts
 from eval.benchmark.correlations import associate, pareto
-from eval.results import Metric
+from eval.results import Metric, Result
 
 FORMAT = "lgq-benchmark-verdict"
 VERSION = 1
