@@ -236,7 +236,7 @@ def amused_loop(prior: MaskGITPrior, labels: list[int], device: str) -> Tensor:
     classes = torch.tensor(labels, device=device)
     both = prior._branch_labels(classes, (False, True))
     tokens = torch.full((len(labels), GRID, GRID), CODES, device=device)
-    for timestep in scheduler.timesteps:
+    for timestep in scheduler.timesteps:  # pyright: ignore[reportGeneralTypeIssues]
         doubled = torch.cat([tokens] * 2).view(2 * len(labels), -1, 1)
         features = prior._features(doubled, (doubled == CODES)[..., 0], both)
         logits = F.linear(prior.codes.query(0, features), *prior.codes.codes(0))

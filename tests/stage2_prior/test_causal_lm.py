@@ -1,5 +1,7 @@
 """The autoregressive prior in transformers: equal logits, a folder that loads by itself, and `generate`."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (stubs of transformers)
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,7 @@
 """Comparisons of methods over seeds: against closed forms and scipy, and on simulated methods whose truth is known."""
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false  (stubs of SciPy)
+
 import itertools
 
 import numpy as np
