@@ -18,7 +18,7 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
              `llama`, `llama_static`: transformers' LlamaForCausalLM.generate, of the same sizes, with its growing and with its
              static cache; `ours`.
   parallel   `ours_parallel`: the autoregressive prior in a random order, several tokens a step, beside `ours` for the same
-             images. What that costs in quality is in results/prior_parallel.json, where models were trained.
+             images. What that costs in quality is not measured here: weights are random.
 
 Every measurement is a process of its own, and the rounds go over all of them; ratios are of the medians. Writes
 results/prior_DEVICE.json, and goes on if it exists. About half an hour on two cores that nobody else uses.
