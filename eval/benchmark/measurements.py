@@ -300,7 +300,7 @@ def _memorised(judge: Judge, found: Features, metrics: dict[str, Metric]) -> Any
     copied = memorised(found.pool, judge.training.features.pool, judge.real("validation").features.pool)
     label = f"Nearer to a training image than {1 - copied.alpha:.0%} of validation images ({judge.extractor.name})"
     # real images of the same kind would score alpha
-    metrics["memorised"] = Metric(label, copied.share.value, len(found), "lower", copied.share.standard_error, copied.alpha)
+    metrics["memorised"] = Metric(label, copied.share.value, len(found), "neither", copied.share.standard_error, copied.alpha)
     return copied
 
 
