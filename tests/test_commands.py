@@ -163,7 +163,7 @@ MISTAKES = {
     "seeds from large to small": mistake(*AR, "1", "--seeds", "5-2", says="--seeds: '5-2'"),
     "negative seed": mistake(*AR, "1", "--seeds=-3", says="--seeds: '-3'"),
     "huge seed": mistake(*AR, "1", "--seeds", "9" * 30, says="--seeds: "),
-    "steps of a prior without": mistake(*AR, "1", "--steps", "4", says="steps: AutoregressivePrior has no such option"),
+    "steps of a prior without": mistake(*AR, "1", "--steps", "4", says="this prior ended in raster order"),
     "no steps": mistake(*MASKGIT, "1", "--steps", "0", says="give 1 or more"),
     "misspelt order": mistake(*MASKGIT, "1", "--order", "hilton", says="halton"),
     "negative temperature": mistake(*MASKGIT, "1", "--temperature=-1", says="temperature"),

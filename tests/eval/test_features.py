@@ -112,15 +112,14 @@ KEY = {"data": "abc", "split": "train", "n": 40, "seed": 0, "image_size": 32}
 
 def test_the_reference_is_measured_once_per_key(crops, extractor, tmp_path, monkeypatch):
     monkeypatch.setattr("eval.features.MOMENT_CHUNKS", 1)
-    monkeypatch.setattr("eval.features.KEPT", 24)
     calls = []
 
     def batches():
         calls.append(1)
         yield from zip(crops[:40].split(15), torch.arange(40).split(15), strict=True)
 
-    first = reference(tmp_path, KEY, batches, extractor, 40)
-    again = reference(tmp_path, KEY, batches, extractor, 40)
+    first = reference(tmp_path, KEY, batches, extractor, 40, keep=24)
+    again = reference(tmp_path, KEY, batches, extractor, 40, keep=24)
     assert len(calls) == 1
     assert torch.equal(first.features.pool, again.features.pool) and torch.equal(first.moments.mean, again.moments.mean)
     assert torch.equal(again.moments.covariance, first.moments.covariance) and again.moments.n == 40

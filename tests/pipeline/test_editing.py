@@ -1,6 +1,7 @@
 """Editing: what is to stay stays bit for bit, what lies in a hole is not seen, and the ends of every scale are known."""
 
-# pyright: reportAttributeAccessIssue=false  (a call may give a tuple)
+# a call may give a tuple
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

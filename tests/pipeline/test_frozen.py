@@ -1,6 +1,7 @@
 """Stage 2 leaves stage 1 alone: nothing that encodes, samples, edits or saves changes a weight, a buffer or a mode."""
 
-# pyright: reportAttributeAccessIssue=false  (a call may give a tuple)
+# a call may give a tuple
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_classes_go_by_number_and_name(generator):
         ({"class_labels": [1], "guidance_scale": -1}, "guidance_scale"),
         ({"class_labels": [1], "top_k": 0}, "top_k"),
         ({"class_labels": [1], "guidance": 2}, "guidance: .* has no such option; it has .*guidance_interval, guidance_power"),
-        ({"class_labels": [1], "output_type": "jpg"}, "output_type: jpg; choose pil, np, pt or latent"),
+        ({"class_labels": [1], "output_type": "jpg"}, "output_type: jpg; choose one of pil, np, pt, latent"),
     ],
 )
 def test_mistakes_are_named(generator, arguments, message):
@@ -82,11 +82,11 @@ def test_mistakes_are_named(generator, arguments, message):
         generator(**arguments)
 
 
-def test_steps_are_an_option_of_maskgit_alone(chain):
+def test_steps_are_an_option_of_priors_that_know_more_than_one_order(chain):
     maskgit, autoregressive = load_pipeline(chain.maskgit), load_pipeline(chain.ar)
     few, many = (pixels(maskgit, [1], [1], num_inference_steps=steps) for steps in (1, 9))
     assert not np.array_equal(few, many)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="steps: AutoregressivePrior has no such option"):
+    with pytest.raises(UserError, match="this prior ended in raster order"):
         pixels(autoregressive, [1], [1], num_inference_steps=4)
 
 

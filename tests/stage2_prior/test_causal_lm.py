@@ -1,6 +1,7 @@
 """The autoregressive prior in transformers: equal logits, a folder that loads by itself, and `generate`."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (stubs of transformers)
+# stubs of transformers
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Comparisons of methods over seeds: against closed forms and scipy, and on simulated methods whose truth is known."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false  (stubs of SciPy)
+# stubs of SciPy
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 
 import itertools
 

@@ -1,6 +1,7 @@
 """Rank correlations against scipy, their intervals on data of known correlation, and fronts against brute force."""
 
-# pyright: reportAttributeAccessIssue=false  (stubs of SciPy)
+# stubs of SciPy
+# pyright: reportAttributeAccessIssue=false
 
 import numpy as np
 import pytest

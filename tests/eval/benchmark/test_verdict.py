@@ -130,10 +130,11 @@ def test_nothing_there_is_one_clear_line(tmp_path):
 
 def test_caveats_come_from_facts(verdict):
     said = " ".join(verdict["caveats"])
-    for text in ("EfficientNet-Lite0's features: they are not FID", "32\u00d732", "2,048 samples", "3 seeds", "was tuned"):
+    extractor = "EfficientNet-Lite0's features: they are not FID"
+    for text in (extractor, "32\u00d732", "2,048 samples", "3 seeds", "tuned no method", "blurred copy"):
         assert text in said
     facts = verdict["facts"] | {"extractor": {"name": "Inception-v3"}, "image_size": 256, "samples": 50_000, "tuning_trials": 8}
-    facts |= {"seeds": [0, 1, 2, 3, 4], "training_images": None}
+    facts |= {"seeds": [0, 1, 2, 3, 4], "training_images": None, "worse_than_blurred": 0}
     assert caveats(facts) == []
     odd = caveats(facts | {"nominal_bits_per_image": {"10": {"a": 640.0, "b": 640.0, "c": 656.0}}})
     assert odd == ["At 10 bits, not every method spends the 640 bits per image of the others: c 656."]
