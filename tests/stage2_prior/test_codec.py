@@ -74,6 +74,17 @@ def test_ar_takes_its_exact_likelihood(make_prior, spec):
     torch.testing.assert_close(bits.float(), prior.validation_bits(tokens, labels, {}), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("sizes", [[11], [7, 5]])
+@pytest.mark.parametrize("b", [0, 1, 5])
+def test_next_scale_comes_back_and_takes_its_exact_likelihood(make_prior, sizes, b):
+    prior = make_prior("var", sizes=sizes)
+    tokens, labels = tokens_of(prior, b), torch.arange(b)
+    message = encode(prior.coding_model(labels, CodingOptions()), tokens)
+    assert torch.equal(decode(prior.coding_model(labels, CodingOptions()), message.stream, b, len(sizes)), tokens)
+    if b:
+        torch.testing.assert_close(message.bits.float(), prior.validation_bits(tokens, labels, {}), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("options", [MaskGITCoding(), MaskGITCoding(order="random", steps=4)], ids=["halton", "random"])
 def test_maskgit_takes_what_each_group_costs_given_all_groups_before(make_prior, options):
     prior = make_prior("maskgit", sizes=[7, 5])
