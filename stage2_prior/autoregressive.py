@@ -8,7 +8,6 @@ ARPG, Li et al. 2025; those have places for instructions or queries, this prior'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -99,10 +98,6 @@ class AutoregressivePrior(Prior):
         start, end = self.config["random_until"], self.config["raster_from"]
         return float(progress < start) if start == end else min(max((end - progress) / (end - start), 0.0), 1.0)
 
-    def loss_count(self, noise: Noise) -> int:
-        """Every position is scored, with all of its indices."""
-        return len(noise["class_drop"]) * self.spec.t * self.spec.d
-
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
         order = noise.get("order")
         if order is not None:
@@ -113,8 +108,7 @@ class AutoregressivePrior(Prior):
     @torch.no_grad()
     def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
         """The exact negative log-likelihood in bits, in raster order; no noise enters."""
-        nats = self.codes.nats(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
-        return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
+        return self.codes.bits(self._features(tokens, labels), tokens)
 
     @torch.no_grad()
     def sample(

@@ -8,6 +8,7 @@ in c numbers. With a tokenizer of bits (lfq, bsq) the code vectors are the bits,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ class Head(nn.Module, ABC):
             linear_nats(self._asked(j, features, tokens[:, :j]), *self.codes(j), tokens[:, j]) for j in range(len(self.sizes))
         ]
         return torch.stack(terms).sum(0)
+
+    def bits(self, features: Float[Tensor, "b t f"], tokens: Int[Tensor, "b t d"]) -> Float[Tensor, " b"]:
+        """Bits of each image: those of all its positions."""
+        nats = self.nats(features.flatten(0, 1), tokens.flatten(0, 1))
+        return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
 
     def _asked(self, j: int, features: Float[Tensor, "n f"], before: Int[Tensor, "n j"]) -> Float[Tensor, "n c"]:
         if j and self.chains:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import ClassVar
@@ -94,10 +93,6 @@ class NextScalePrior(Prior):
     def draw_noise(self, global_batch_size: int, generator: torch.Generator, progress: float = 1.0) -> Noise:
         return self._common_noise(global_batch_size, generator)
 
-    def loss_count(self, noise: Noise) -> int:
-        """Every position is scored, with all of its indices."""
-        return len(noise["class_drop"]) * self.spec.t * self.spec.d
-
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:
         features = self._features(tokens, self._dropped_labels(labels, noise), self._dropout_seeds(noise))
         return self.codes.loss(features.flatten(0, 1), tokens.flatten(0, 1), self.config["label_smoothing"])
@@ -105,8 +100,7 @@ class NextScalePrior(Prior):
     @torch.no_grad()
     def validation_bits(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, " b"]:
         """The exact negative log-likelihood in bits: given the coarser scales, the tokens of a scale are independent."""
-        nats = self.codes.nats(self._features(tokens, labels).flatten(0, 1), tokens.flatten(0, 1))
-        return (nats.double().view(len(tokens), -1).sum(1) / math.log(2)).float()
+        return self.codes.bits(self._features(tokens, labels), tokens)
 
     @torch.no_grad()
     def sample(
@@ -156,7 +150,7 @@ class CachedLogits:
     def __init__(self, prior: NextScalePrior, labels: Labels) -> None:
         self.prior, self.labels = prior, prior._branch_labels(labels, (True, False))
         self.modulation = prior.trunk.modulate(self.labels)
-        self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t, prior.trunk.shape.depth)
+        self.cache = prior.trunk.empty_cache(self.modulation, prior.trunk.prefix + prior.spec.t)
         self.rows = {True: slice(0, len(labels)), False: slice(len(labels), None)}
         self.lengths = {True: 0, False: 0}
 

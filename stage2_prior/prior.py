@@ -77,9 +77,9 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         `progress`: the share of the training that is done.
         """
 
-    @abstractmethod
     def loss_count(self, noise: Noise) -> int:
-        """How many cross-entropies the loss of these rows sums."""
+        """How many cross-entropies the loss of these rows sums: every position's, with all of its indices."""
+        return len(noise["class_drop"]) * self.spec.t * self.spec.d
 
     @abstractmethod
     def forward(self, tokens: Int[Tensor, "b t d"], labels: Int[Tensor, " b"], noise: Noise) -> Float[Tensor, ""]:

@@ -100,11 +100,19 @@ def sample_maskgit(
             if trace:
                 grids.append(shown)
             if progress is not None:
-                told = progress(step + 1, steps, shown)
+                told = _told(progress, step + 1, steps, shown)
                 if told is None:
                     return Samples(shown, grids)
-                tokens = told.clone()  # what it was shown stays as it is
+                tokens = told
     return Samples(tokens, grids)
+
+
+def _told(progress: Progress | None, done: int, steps: int, tokens: Tensor) -> Tensor | None:
+    """The tokens to go on with once a step is told of, None to stop there; what was shown stays as it is."""
+    if progress is None:
+        return tokens
+    told = progress(done, steps, tokens)
+    return None if told is None else told.clone()
 
 
 @dataclass(frozen=True)
@@ -160,11 +168,10 @@ def sample_autoregressive(
                 tokens[rows, i] = draw_indices(guided, rows, noise[rows, i], heat[rows], options.cut)[1]
             if trace:
                 grids.append(tokens.clone())
-        if progress is not None:
-            told = progress(i + 1, t, tokens)
-            if told is None:
-                return Samples(tokens, grids)
-            tokens = told.clone()  # what it was shown stays as it is
+        told = _told(progress, i + 1, t, tokens)
+        if told is None:
+            return Samples(tokens, grids)
+        tokens = told
     return Samples(tokens, grids)
 
 
@@ -201,11 +208,10 @@ def sample_next_scale(
             if trace:
                 grids.append(tokens.clone())
         start = here.stop
-        if progress is not None:
-            told = progress(step + 1, steps, tokens)
-            if told is None:
-                return Samples(tokens, grids)
-            tokens = told.clone()  # what it was shown stays as it is
+        told = _told(progress, step + 1, steps, tokens)
+        if told is None:
+            return Samples(tokens, grids)
+        tokens = told
     return Samples(tokens, grids)
 
 
@@ -256,9 +262,8 @@ def sample_in_order(
         known = [start + count for start, count in zip(known, counts, strict=True)]
         if trace:
             grids.append(tokens.clone())
-        if progress is not None:
-            told = progress(step + 1, steps, tokens)
-            if told is None:
-                return Samples(tokens, grids)
-            tokens = told.clone()  # what it was shown stays as it is
+        told = _told(progress, step + 1, steps, tokens)
+        if told is None:
+            return Samples(tokens, grids)
+        tokens = told
     return Samples(tokens, grids)

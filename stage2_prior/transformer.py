@@ -130,14 +130,8 @@ def attend(
     causal: bool,
     visible: Bool[Tensor, "n s"] | None = None,
 ) -> Float[Tensor, "b a n c"]:
-    """Softmax attention to the `visible` places, default all; with `causal` the queries are the last n of the s places."""
-    n, s = q.shape[2], k.shape[2]
-    if not causal or n == 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    if n == s:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    visible = torch.ones(n, s, dtype=torch.bool, device=q.device).tril(s - n)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    """Softmax attention to the `visible` places, default all; with `causal` to itself and those before, of as many."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
 
 
 def modulated(
@@ -303,10 +297,10 @@ class Transformer(nn.Module):
             return self._gradient_checkpointing_func(block, *arguments)
         return block(*arguments)
 
-    def empty_cache(self, modulation: Float[Tensor, "b 6 f"], places: int, layers: int) -> KeyValueCache:
+    def empty_cache(self, modulation: Float[Tensor, "b 6 f"], places: int) -> KeyValueCache:
         """Storage for keys and values of so many places of these samples, of the type that the modulation has."""
         head = self.shape.width // self.shape.heads
-        keys, values = modulation.new_empty(2, layers, len(modulation), self.shape.heads, places, head)
+        keys, values = modulation.new_empty(2, self.shape.depth, len(modulation), self.shape.heads, places, head)
         return KeyValueCache(keys, values)
 
     def extend(
@@ -315,16 +309,12 @@ class Transformer(nn.Module):
         labels: Labels,
         modulation: Float[Tensor, "b 6 f"],
         cache: KeyValueCache,
-        at: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b m f"]:
-        """Writes tokens that follow the cached ones into the cache: their features, the class place's first if it was empty.
-
-        `at`: the positions of these tokens; default: those that come next in raster order. n = 0 only with an empty cache.
-        """
+        """Writes tokens that follow the cached ones into the cache: their features, the class place's first if it was empty."""
         first = cache.length == 0
         start = max(cache.length - self.prefix, 0)
         end = start + x.shape[1]
-        where = slice(start, end) if at is None else at
+        where = slice(start, end)
         x = self._placed(x, where, slice(start if first else start + 1, end + 1), labels if first else None)
         cos, sin = self.angles(where, self.prefix if first else 0)
         visible = self.visible(cache.length, x.shape[1])

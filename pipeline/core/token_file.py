@@ -12,11 +12,9 @@ A batch is read without the others, and an image with its batch.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_bytes
 from pipeline.core.token_spec import TokenSpec
 
 MAGIC, VERSION = b"LGQTOKEN", 1
@@ -93,14 +92,9 @@ def token_file_bytes(file: TokenFile) -> bytes:
 
 def write_token_file(path: Path, content: bytes) -> None:
     """Write a file in one step; UserError where that cannot be."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        write_bytes(path, content)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
 
 
