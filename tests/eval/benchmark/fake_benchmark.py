@@ -1,7 +1,8 @@
 """A benchmark whose jobs take a moment and train nothing, run by a real launcher:  python fake_benchmark.py FOLDER [options]
 
 What a job does is written in WORKER: it notes its start and end, keeps a file that only one at a time may hold, and leaves what
-the real command would. A file FOLDER/broken/<id> makes it fail; FOLDER/slow holds the seconds that each takes.
+the real command would. A file FOLDER/broken/<id> makes it fail; FOLDER/slow holds the seconds that each takes; none ends while
+there is a file FOLDER/hold.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ except FileExistsError:
 else:
     note("start")
 time.sleep(float(open(os.path.join(root, "slow")).read()))
+while os.path.exists(os.path.join(root, "hold")):
+    time.sleep(0.02)
 if os.path.exists(os.path.join(root, "broken", id)):
     os.remove(busy)
     print("something else")

@@ -31,6 +31,14 @@ class Launchers:
         """How long each job takes."""
         (self.root / "slow").write_text(str(seconds))
 
+    def hold(self) -> None:
+        """Let no job end until `release`."""
+        (self.root / "hold").touch()
+
+    def release(self) -> None:
+        """Let jobs end again."""
+        (self.root / "hold").unlink()
+
     def start(self, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, str(HERE / "fake_benchmark.py"), str(self.root), *options],
@@ -43,7 +51,7 @@ class Launchers:
         return process
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def run(self, *options: str) -> tuple[int, str, str]:
@@ -61,7 +69,7 @@ class Launchers:
         return json.loads((self.root / "runs" / id / "job/state.json").read_text())
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -91,25 +99,30 @@ def test_every_job_runs_once_after_what_it_needs_and_a_second_start_does_nothing
 
 
 def test_two_launchers_share_the_work_and_nothing_runs_twice(launchers):
-    launchers.take(0.15)
-    both = [launchers.start("--jobs", "2") for _ in range(2)]
+    # the first takes one of the two jobs that can be done at the start; neither job ends before the second launcher has the other
+    launchers.hold()
+    both = [launchers.start("--jobs", "1") for _ in range(2)]
+    until(lambda: len(launchers.notes()) == 2)
+    launchers.release()
     results = [launchers.finish(process) for process in both]
     assert [code for code, _, _ in results] == [0, 0], results
     assert set(launchers.count("end").values()) == {1} and len(launchers.count("end")) == JOBS
     assert not launchers.count("TWICE")
     done = [out.count("done  ") for _, out, _ in results]
-    assert sum(done) == JOBS and min(done) >= 2
+    assert sum(done) == JOBS and min(done) >= 1
 
 
 def test_another_launcher_takes_over_from_one_that_was_killed(launchers):
-    launchers.take(3)
+    launchers.hold()
     first = launchers.start("--jobs", "1")
     until(lambda: len(launchers.notes()) == 1)
     second = launchers.start("--jobs", "2")
+    until(lambda: len(launchers.notes()) >= 2)
     time.sleep(0.6)
     assert len(launchers.notes()) == 2, "the second launcher must leave the first one's job alone and take the other tokenizer"
-    launchers.take(0.05)
     first.kill()
+    until(lambda: len(launchers.notes()) == 3)
+    launchers.release()
     code, _, err = launchers.finish(second)
     assert code == 0, err
     assert not launchers.count("TWICE") and len(launchers.count("end")) == JOBS
@@ -118,7 +131,7 @@ def test_another_launcher_takes_over_from_one_that_was_killed(launchers):
 
 
 def test_a_stop_leaves_no_process_and_no_lock_and_the_next_start_goes_on(launchers):
-    launchers.take(5)
+    launchers.hold()
     process = launchers.start("--jobs", "2")
     until(lambda: len(launchers.notes()) == 2)
     process.send_signal(signal.SIGINT)
@@ -129,7 +142,7 @@ def test_a_stop_leaves_no_process_and_no_lock_and_the_next_start_goes_on(launche
         assert launchers.state(id)["state"] == "stopped"
         newest = max((launchers.root / "runs" / id / "job").glob("lock.*"))
         assert json.loads(newest.read_text())["released"]
-    launchers.take(0.02)
+    launchers.release()
     assert launchers.run("--jobs", "2")[0] == 0
     assert len(launchers.count("end")) == JOBS and not launchers.count("TWICE")
 
@@ -162,14 +175,14 @@ def test_artifacts_go_when_they_are_measured_and_are_not_made_again(launchers):
 
 
 def test_threads_and_gpus_are_dealt_out_and_a_job_that_goes_on_keeps_its_threads(launchers):
-    launchers.take(0.3)
+    launchers.hold()
     process = launchers.start("--jobs", "2", "--gpus", "GPU-a,7", "--threads", "3")
     until(lambda: len(launchers.notes()) >= 2)
     process.terminate()
     launchers.finish(process)
     assert {note[4] for note in launchers.notes()[:2]} == {"GPU-a", "7"} and {note[3] for note in launchers.notes()} == {"3"}
     stopped = launchers.notes()[0][1]
-    launchers.take(0.02)
+    launchers.release()
     assert launchers.run("--threads", "1")[0] == 0
     threads = {id: number for what, id, _, number, *_ in launchers.notes() if what == "end"}
     assert threads.pop(stopped) == "3" and "1" in threads.values()
