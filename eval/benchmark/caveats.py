@@ -64,8 +64,14 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
     found += _of_bits(facts["nominal_bits_per_image"])
     if facts["missing"]:
         found.append(
-            f"{len(facts['missing'])} measurements of the plan are missing; a method that lacks seeds or budgets is compared "
+            f"Missing measurements of the plan: {len(facts['missing'])}. A method that lacks seeds or budgets is compared "
             "on those it has."
+        )
+    rankings = len(facts["bits"]) * len(facts["priors"])
+    if rankings > 1:
+        found.append(
+            f"Each ranking calls equal methods different with a chance of 5 %, however many it has; the {rankings} "
+            "rankings by gFD are not corrected for each other."
         )
     for what, name in (("code_versions", "versions of the code"), ("devices", "kinds of machine")):
         if len(facts[what]) > 1:

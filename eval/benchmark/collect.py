@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,14 @@ from pipeline.core.files import read_json
 JOBS = "jobs"
 CONTRACT = "contract.json"
 # inputs that decide a number and are no property of the measured method
-SHARED = ("version", "data_fingerprint", "extractor", "config")
+SHARED = ("version", "benchmark_version", "data_fingerprint", "extractor", "config")
+# the same of what is measured alike: tokenizers, and the priors of one kind
+OWN = {
+    "perturbations": "perturbed shares",
+    "sampling": "sampling options",
+    "guidance": "guidance scales",
+    "curve_images": "images per guidance scale",
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,10 @@ def collect(folder: Path) -> Benchmark:
         _agree(found, "extractor", lambda result: result.extractor)
         _agree(found, "reference", lambda result: result.reference.get("id"))
         _agree_in_metrics(found)
+    alike = [tokenizers, *(_of_prior(generations, prior) for prior in _priors(generations))]
+    for found in alike:
+        for key, words in OWN.items():
+            _agree(found, words, lambda result, key=key: result.inputs.get(key))
     if len(yardsticks) > 1:
         raise UserError(f"{', '.join(map(str, yardsticks))}: more than one yardstick; keep that of these jobs")
     contract = read_json(folder / CONTRACT) if (folder / CONTRACT).exists() else {}
@@ -156,15 +166,20 @@ def _part(results: Mapping[Path, Result], part: str) -> dict[Path, Result]:
 
 def _planned(contract: Mapping[str, Any]) -> list[str]:
     """The measurements that a contract asks for, by the names of their folders."""
-    if not contract:
-        return []
-    grid = math.ceil(contract["stage1"]["image_size"] / contract["stage1"]["backbone.factor"])
-    names = ["yardstick"]
-    for row in contract["rows"]:
-        for seed in contract["seeds"]:
-            job = f"{row['label']}-{row['wanted_bits'] / grid**2:g}b-s{seed}"
-            names += [f"quality/{job}", *(f"generation/{job}-{prior}" for prior in contract["stage2"])]
-    return names
+    return [str(name) for name in contract["measurements"]] if contract else []
+
+
+def _prior(result: Result) -> Any:
+    job = result.inputs.get("job")
+    return job.get("prior") if isinstance(job, Mapping) else None
+
+
+def _priors(results: Mapping[Path, Result]) -> list[Any]:
+    return list(dict.fromkeys(_prior(result) for result in results.values()))
+
+
+def _of_prior(results: Mapping[Path, Result], prior: Any) -> dict[Path, Result]:
+    return {path: result for path, result in results.items() if _prior(result) == prior}
 
 
 def _by_job(results: Mapping[Path, Result]) -> dict[Job, Result]:

@@ -4,7 +4,8 @@ functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,27 @@ def associate(
     chance = np.mean([_spearman(a[s][mixed], np.broadcast_to(b[s], mixed.shape)) for s in range(strata)], 0)
     p = (1 + np.sum(np.abs(chance) >= abs(rho) - 1e-12)) / (draws + 1)
     return Association(n, strata, float(rho), _interval(rhos), float(tau), _interval(taus), float(p))
+
+
+def retest(table: Mapping[str, Mapping[int, float]]) -> dict[str, float | int] | None:
+    """How well the ranking of one seed agrees with that of another: the mean Spearman correlation over pairs of seeds.
+
+    Spearman and Brown's formula says from it how well the mean over all seeds would agree with that of as many new ones.
+    None with fewer than two seeds or three methods.
+    """
+    seeds = sorted({seed for row in table.values() for seed in row})
+    found = []
+    for a, b in itertools.combinations(seeds, 2):
+        rows = [row for row in table.values() if a in row and b in row]
+        if len(rows) > 2:
+            value = spearman([row[a] for row in rows], [row[b] for row in rows])
+            if value is not None:
+                found.append(value)
+    if not found:
+        return None
+    one, s = float(np.mean(found)), len(seeds)
+    many = s * one / (1 + (s - 1) * one) if one > 0 else one
+    return {"one_seed": one, "all_seeds": many, "seeds": s, "methods": len(table), "pairs": len(found)}
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.benchmark import plots
-from eval.benchmark.answers import prior_name
+from eval.benchmark.answers import counted, prior_name
 from eval.benchmark.collect import Benchmark, Job
 from eval.benchmark.correlations import spearman
 from eval.benchmark.gallery import memorisation, reconstructions, samples
@@ -18,6 +18,7 @@ from eval.results import Metric, Result
 from eval.tables import error, number
 
 MAIN = ("fd", "psnr", "pfd", "codes_used", "bits_per_token")  # columns of the main table from the tokenizers
+RANKED = ("kid", "fd")  # by which samples are ranked, with letters
 TWO_SIDED = 2.0  # standard errors that a plot shows
 TRAINING = {"temperature": "Temperature", "purity": "Purity", "loss": "Loss"}
 
@@ -78,9 +79,8 @@ def headline(verdict: Mapping[str, Any]) -> str:
         return "No tokenizer generates better than the others, beyond chance"
     if len(best) == 1:
         return f"{best[0]} generates best"
-    if len(best) > 4:
-        return f"{best[0]} leads; {len(best) - 1} others cannot be told from it"
-    return f"{', '.join(best[:-1])} and {best[-1]} generate best"
+    others = f"{len(best) - 1} others" if len(best) > 4 else " and ".join(filter(None, [", ".join(best[1:-1]), best[-1]]))
+    return f"{best[0]} leads; {others} cannot be told from it"
 
 
 def cards(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -97,7 +97,7 @@ def cards(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
                     "what": f"Best with {prior_name(ranking['prior'])} at {ranking['bits']:g} bits",
                     "value": first["label"],
                     "number": f"{ranking['label'].split(' (')[0]} {number(metric)}{_plus_minus(metric)}",
-                    "aside": f"{tie}{share}; {len(first['values'])} seeds, {ranking['n']:,} samples each",
+                    "aside": f"{tie}{share}; {counted(len(first['values']), 'seed')}, {ranking['n']:,} samples each",
                 }
             )
     return found
@@ -105,7 +105,7 @@ def cards(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def main_table(verdict: Mapping[str, Any]) -> dict[str, Any]:
     """A row per method and budget: what its tokenizer and its priors score."""
-    wanted = [(None, name) for name in MAIN] + [(prior, "fd") for prior in verdict["facts"]["priors"]]
+    wanted = [(None, name) for name in MAIN] + [(prior, name) for prior in verdict["facts"]["priors"] for name in RANKED]
     return _table(verdict, lambda ranking: (ranking["prior"], ranking["metric"]) in wanted, wanted)
 
 
@@ -134,8 +134,8 @@ def _table(verdict: Mapping[str, Any], keep: Callable[..., bool], wanted: Sequen
                 "value": number(metric),
                 "error": error(metric),
                 "sort": row["mean"],
-                "letters": row["letters"] if ranking["metric"] == "fd" else "",
-                "best": row["best"] and ranking["better"] != "neither" and not all(other["best"] for other in ranking["rows"]),
+                "letters": row["letters"] if ranking["metric"] in RANKED else "",
+                "best": row["best"] and not all(other["best"] for other in ranking["rows"]),
                 "n": row["n"],
                 "seeds": len(row["values"]),
             }

@@ -151,7 +151,7 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str) -> str:
             axes.plot(row["spearman"], number, "o", color=COLORS[0] if sure else COLORS[7], markersize=5)
         axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
         axes.set_xlim(-1.05, 1.05)
-        axes.set_yticks(range(len(rows)), [row["label"].split(" (")[0] for row in rows])
+        axes.set_yticks(range(len(rows)), [row["label"] + " (\u00b1)" * (row["better"] == "neither") for row in rows])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.benchmark.answers import prior_name
+from eval.benchmark.answers import counted, prior_name
 from eval.benchmark.page import headline, main_table
 
 ARROWS = {"lower": " \u2193", "higher": " \u2191", "neither": ""}
@@ -16,9 +16,11 @@ def summary(verdict: Mapping[str, Any]) -> str:
     facts = verdict["facts"]
     lines = [f"# {verdict['name']}: {headline(verdict)}", ""]
     lines += [
-        f"{len(facts['labels'])} tokenizers, {_counted(facts['bits'], 'bit budget')}, {_counted(facts['seeds'], 'seed')}, "
-        f"{_counted(facts['priors'], 'prior')}; {facts['tokenizers']} tokenizers and {facts['generations']} priors measured"
-        + (f", {len(facts['missing'])} measurements missing." if facts["missing"] else "."),
+        f"{counted(len(facts['labels']), 'tokenizer')}, {counted(len(facts['bits']), 'bit budget')}, "
+        f"{counted(len(facts['seeds']), 'seed')}, "
+        f"{counted(len(facts['priors']), 'prior')}; {counted(facts['tokenizers'], 'training')} of tokenizers and "
+        f"{facts['generations']} of priors measured"
+        + (f", {counted(len(facts['missing']), 'measurement')} missing." if facts["missing"] else "."),
         "",
     ]
     for answer in verdict["answers"]:
@@ -33,7 +35,7 @@ def _main(verdict: Mapping[str, Any]) -> list[str]:
     table = main_table(verdict)
     heads = [
         (f"{prior_name(column['prior'])} " if column["prior"] else "")
-        + column["label"].split(" (")[0]
+        + column["label"]
         + ARROWS[column["better"]]
         + (f" ({column['unit']})" if column["unit"] else "")
         for column in table["columns"]
@@ -44,10 +46,11 @@ def _main(verdict: Mapping[str, Any]) -> list[str]:
     seeds = len(verdict["facts"]["seeds"])
     samples = verdict["facts"]["samples"]
     note = (
-        f"Means over {seeds} seeds \u00b1 one standard error of the mean"
+        (f"Means over {seeds} seeds \u00b1 one standard error" if seeds > 1 else "One seed each, so that errors are unknown")
         + (f"; every gFD of {samples:,} samples" if samples else "")
         + f"; distances are {verdict['facts']['distance'] or 'not measured'}. Bold: the best, and what cannot be "
-        "told from it at the same budget. Methods that share a letter cannot be told apart here (Holm, 0.05)."
+        "told from it at the same budget; measures without an arrow have no best. Methods that share a letter cannot be told "
+        "apart by that distance here (Holm, 0.05; 5 % is the chance of a false difference in each column and budget)."
     )
     return [*lines, "", note, ""]
 
@@ -57,7 +60,9 @@ def _predictors(verdict: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [
-        "Rank correlation with gFD within budgets (1: ranks as gFD does), with 95 % intervals over methods:",
+        "Rank correlation with gFD within budgets, with 95 % intervals over methods, each alone. 1: ranks as gFD does; for a "
+        "measure without a direction (marked \u00b1): gFD is the higher the more there is of it. p is not corrected for the "
+        f"number of measures ({len({row['metric'] for row in rows})}):",
         "",
         _row(["predictor", "prior", "Spearman", "Kendall", "p", "n"]),
         _row(["---", "---", "---:", "---:", "---:", "---:"]),
@@ -68,7 +73,8 @@ def _predictors(verdict: Mapping[str, Any]) -> list[str]:
             for name in ("spearman", "kendall")
         ]
         p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
-        lines.append(_row([row["label"].split(" (")[0], prior_name(row["prior"]), *values, p, str(row["n"])]))
+        sign = " (\u00b1)" if row["better"] == "neither" else ""
+        lines.append(_row([row["label"] + sign, prior_name(row["prior"]), *values, p, str(row["n"])]))
     return [*lines, ""]
 
 
@@ -81,7 +87,3 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _counted(values: list[Any], what: str) -> str:
-    return f"{len(values)} {what}{'s' * (len(values) != 1)}"

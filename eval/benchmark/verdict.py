@@ -12,25 +12,16 @@ from eval.benchmark.answers import answers
 from eval.benchmark.caveats import caveats
 from eval.benchmark.claims import test_claims
 from eval.benchmark.collect import Benchmark
-from eval.benchmark.comparisons import ALPHA, rank, retest, shifts
-from eval.benchmark.correlations import associate, pareto
+from eval.benchmark.comparisons import ALPHA, Ranking, rank, rank_average, shifts
+from eval.benchmark.correlations import pareto, retest, spearman
+from eval.benchmark.fits import interaction
+from eval.benchmark.predictors import predictors
+from eval.benchmark.strata import CHIEF, averaged_over_priors, image_knowledge, means, plain_label, values_of
 from eval.results import Metric, Result
 
 FORMAT = "lgq-benchmark-verdict"
 VERSION = 1
-CHIEF = "fd"  # what tokenizers and priors are ranked by
-# what a tokenizer alone tells, before any prior is trained
-PREDICTORS = (
-    "psnr",
-    "ssim",
-    "perceptual",
-    "fd",
-    "decoded_fd",
-    "pfd",
-    "codes_used",
-    "perplexity",
-    "bits_per_token",
-)
+SECOND = "kid"  # what the ranking is compared with
 COSTS = {
     "nominal_bits_per_image": "bits per image",
     "parameters": "parameters of the tokenizer",
@@ -49,11 +40,13 @@ def judge(benchmark: Benchmark) -> dict[str, Any]:
         "facts": facts(benchmark),
         "rankings": rankings(benchmark),
         "overall": overall(benchmark),
+        "overall_kid": overall(benchmark, SECOND),
         "predictors": predictors(benchmark),
         "claims": test_claims(benchmark),
         "budgets": budgets(benchmark),
         "fronts": fronts(benchmark),
     }
+    values["agreement"] = agreement(values["rankings"])
     values = _finite(values)  # what is unknown is None, and the words below say so
     values["caveats"] = caveats(values["facts"])
     values["answers"] = answers(values)
@@ -114,72 +107,90 @@ def _worse_than_blurred(benchmark: Benchmark, generations: list[Result]) -> int 
 
 
 def rankings(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """A ranking per metric, budget and prior (None: the tokenizers themselves); pairs are kept for the chief metric only."""
+    """A ranking per metric, budget and prior (None: the tokenizers themselves); pairs are kept for FD and KID only."""
     found = []
     for prior in (None, *benchmark.priors):
         for bits in benchmark.bits:
             for name in benchmark.metrics(prior):
                 table = benchmark.table(name, bits, prior)
                 if table:
-                    found.append(
-                        {"prior": prior, "bits": bits, "metric": name, **_ranking(table, benchmark.methods, name == CHIEF)}
-                    )
+                    ranking = _ranking(table, benchmark.methods, name in (CHIEF, SECOND), prior is None)
+                    ranking["label"] = plain_label(benchmark, ranking["label"])
+                    found.append({"prior": prior, "bits": bits, "metric": name, **ranking})
     return found
 
 
-def overall(benchmark: Benchmark) -> dict[str, Any] | None:
-    """One ranking over all budgets and priors: how many percent a method's gFD lies above the average of all, as a logarithm.
+def overall(benchmark: Benchmark, metric: str = CHIEF) -> dict[str, Any] | None:
+    """One ranking of the methods by their average over these budgets and priors, both fixed; about the average of all methods.
 
-    A block is a budget and a seed; its priors are averaged, since they share a tokenizer. Methods that change places between
-    budgets add to the noise, so what stands here stands for budgets as such. None with fewer than two methods or two blocks.
+    A distance counts as 100 times its logarithm, so that means are per cent; KID, which may be 0 or less, counts as it is. In
+    the ranking are the methods that were measured at every budget; `left_out` are the others. interaction: p that methods
+    differ alike at all budgets; orders: the labels by their means at each budget; reversed: pairs of which each is the better
+    one somewhere, beyond chance. None with fewer than two methods.
     """
-    logarithms: dict[str, dict[int, float]] = {}
-    number = 0
-    for bits in benchmark.bits:
-        tables = [benchmark.table(CHIEF, bits, prior) for prior in benchmark.priors]
-        for seed in benchmark.seeds:
-            block = {
-                label: statistics.fmean(100 * math.log(table[label][seed].value) for table in tables)
-                for label in benchmark.labels
-                if tables and all(seed in table.get(label, {}) and table[label][seed].value > 0 for table in tables)
-            }
-            for label, value in block.items():
-                logarithms.setdefault(label, {})[number] = value
-            number += 1
-    blocks = len({block for row in logarithms.values() for block in row})
-    if len(logarithms) < 2 or blocks < 2:
+    strata = {bits: averaged_over_priors(benchmark, metric, bits) for bits in benchmark.bits}
+    tables = [table for table, _ in strata.values()]
+    having = [label for label in benchmark.labels if tables and all(label in table for table in tables)]
+    if len(having) < 2:
         return None
-    ranking = rank(logarithms, "lower")
+    tables = [{label: table[label] for label in having} for table in tables]
+    images = [known for _, known in strata.values()]
+    ranking = rank_average(tables, "lower", images)
+    alone = {f"{bits:g}": rank(table, "lower", known) for bits, table, known in zip(strata, tables, images, strict=True)}
     centre = statistics.fmean(ranking.means)
     rows = _rows(ranking, benchmark.methods)
     for row in rows:
         row["mean"] -= centre
-    return {"rows": rows, "pairs": [asdict(pair) for pair in ranking.pairs], "blocks": blocks, **_noise(ranking)}
+    return {
+        "metric": metric,
+        "rows": rows,
+        "pairs": [asdict(pair) for pair in ranking.pairs],
+        "bits": list(strata),
+        "priors": list(benchmark.priors),
+        "seeds": max(len(row) for table in tables for row in table.values()),
+        "left_out": [label for label in benchmark.labels if label not in having],
+        "interaction": interaction(tables),
+        "orders": {bits: list(found.methods) for bits, found in alone.items()},
+        "reversed": _reversed(list(alone.values())),
+        **_noise(ranking),
+    }
 
 
-def predictors(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """How well each measure of the tokenizer ranks the methods as their gFD does, within a budget and prior; best first.
+def _reversed(rankings: list[Ranking]) -> list[list[str]]:
+    """Pairs of methods that differ beyond chance in one ranking, and the other way round in another."""
+    signs: dict[tuple[str, str], set[bool]] = {}
+    for pair in (pair for ranking in rankings for pair in ranking.pairs if pair.holm < ALPHA):
+        signs.setdefault((pair.a, pair.b), set()).add(pair.difference > 0)
+    return [list(pair) for pair, found in signs.items() if len(found) > 1]
 
-    Signs are turned so that 1 means: the better by the predictor, the better generated.
-    """
+
+def agreement(rankings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whether KID ranks as the Frechet distance does: rank correlation, leaders, and pairs told apart in opposite ways."""
     found = []
-    known = benchmark.metrics(None)
-    for prior in (*benchmark.priors, *([None] if len(benchmark.priors) > 1 else [])):  # None: over all priors
-        for name in (name for name in PREDICTORS if name in known):
-            strata = [(bits, own) for bits in benchmark.bits for own in ([prior] if prior else benchmark.priors)]
-            rows = [
-                (_means(benchmark.table(name, bits, None)), _means(benchmark.table(CHIEF, bits, own))) for bits, own in strata
-            ]
-            rows = [(x, y) for x, y in rows if set(x) & set(y)]
-            labels = [label for label in benchmark.labels if rows and all(label in x and label in y for x, y in rows)]
-            sign = 1 if known[name].better == "lower" else -1
-            result = associate(
-                [[sign * x[label] for label in labels] for x, _ in rows], [[y[label] for label in labels] for _, y in rows]
-            )
-            if result:
-                own = {"prior": prior, "metric": name, "label": known[name].label, **asdict(result)}
-                found.append(own)
-    return sorted(found, key=lambda row: (row["prior"] or "", -abs(row["spearman"])))
+    by_place = {(row["prior"], row["bits"], row["metric"]): row for row in rankings}
+    for (prior, bits, metric), first in by_place.items():
+        second = by_place.get((prior, bits, SECOND))
+        if metric != CHIEF or second is None:
+            continue
+        ours, theirs = ({row["label"]: row["mean"] for row in ranking["rows"]} for ranking in (first, second))
+        both = [label for label in ours if label in theirs]
+        signs = [
+            {(pair["a"], pair["b"]): pair["difference"] > 0 for pair in ranking["pairs"] if pair["holm"] < ALPHA}
+            for ranking in (first, second)
+        ]
+        opposite = [list(pair) for pair, sign in signs[0].items() if signs[1].get(pair, sign) != sign]
+        found.append(
+            {
+                "prior": prior,
+                "bits": bits,
+                "spearman": spearman([ours[label] for label in both], [theirs[label] for label in both]),
+                "methods": len(both),
+                "first": [first["rows"][0]["label"], second["rows"][0]["label"]],
+                "best": [[row["label"] for row in ranking["rows"] if row["best"]] for ranking in (first, second)],
+                "opposite": opposite,
+            }
+        )
+    return found
 
 
 def budgets(benchmark: Benchmark) -> list[dict[str, Any]]:
@@ -190,19 +201,15 @@ def budgets(benchmark: Benchmark) -> list[dict[str, Any]]:
     found = []
     for prior in (None, *benchmark.priors):
         low, high = benchmark.table(CHIEF, few, prior), benchmark.table(CHIEF, many, prior)
-        differences = {
-            label: [high[label][seed].value - low[label][seed].value for seed in sorted(set(low[label]) & set(high[label]))]
-            for label in benchmark.labels
-            if label in low and label in high
-        }
-        for label, shift in shifts(differences).items():
-            means = {
+        images = (image_knowledge(low, prior is None), image_knowledge(high, prior is None))
+        for label, shift in shifts(values_of(low), values_of(high), images).items():
+            shown = {
                 f"{bits:g}": value
                 for bits in benchmark.bits
                 for value in [_mean(benchmark.table(CHIEF, bits, prior).get(label))]
                 if value is not None
             }
-            found.append({"prior": prior, "label": label, "few": few, "many": many, "means": means, **asdict(shift)})
+            found.append({"prior": prior, "label": label, "few": few, "many": many, "means": shown, **asdict(shift)})
     return found
 
 
@@ -213,7 +220,7 @@ def fronts(benchmark: Benchmark) -> list[dict[str, Any]]:
         for name, words in COSTS.items():
             points = []
             for bits in benchmark.bits:
-                qualities = _means(benchmark.table(CHIEF, bits, prior))
+                qualities = means(benchmark.table(CHIEF, bits, prior))
                 for label, cost in _costs(benchmark, name, bits).items():
                     if label in qualities:
                         points.append({"label": label, "bits": bits, "cost": cost, "fd": qualities[label]})
@@ -235,16 +242,12 @@ def _costs(benchmark: Benchmark, name: str, bits: float) -> dict[str, float]:
     return {label: statistics.fmean(values) for label, values in found.items()}
 
 
-def _ranking(table: Mapping[str, Mapping[int, Metric]], methods: Mapping[str, str], chief: bool) -> dict[str, Any]:
+def _ranking(table: Mapping[str, Mapping[int, Metric]], methods: Mapping[str, str], chief: bool, same: bool) -> dict[str, Any]:
     example = next(iter(next(iter(table.values())).values()))
-    values = {label: {seed: metric.value for seed, metric in row.items()} for label, row in table.items()}
-    sampling = {
-        label: {seed: metric.standard_error for seed, metric in row.items() if metric.standard_error is not None}
-        for label, row in table.items()
-    }
-    ranking = rank(values, example.better, sampling, draws=2000 if chief else 200)
+    values = values_of(table)
+    ranking = rank(values, example.better, image_knowledge(table, same), draws=2000 if chief else 200)
     floors = [metric.floor for row in table.values() for metric in row.values() if metric.floor is not None]
-    rows = _rows(ranking, methods)
+    rows = _rows(ranking, methods, example.better)
     for row in rows:
         row["values"] = {str(seed): value for seed, value in sorted(values[row["label"]].items())}
         row["n"] = max(metric.n for metric in table[row["label"]].values())
@@ -263,8 +266,10 @@ def _ranking(table: Mapping[str, Mapping[int, Metric]], methods: Mapping[str, st
     return found
 
 
-def _rows(ranking: Any, methods: Mapping[str, str]) -> list[dict[str, Any]]:
-    best = ranking.best
+def _rows(ranking: Ranking, methods: Mapping[str, str], better: str = "lower") -> list[dict[str, Any]]:
+    """A row per method; of a measure without a direction none is the best, and places mean nothing."""
+    directed = better != "neither"
+    best = ranking.best if directed else ()
     return [
         {
             "label": label,
@@ -272,9 +277,9 @@ def _rows(ranking: Any, methods: Mapping[str, str]) -> list[dict[str, Any]]:
             "mean": mean,
             "standard_error": error,
             "letters": letters,
-            "rank": list(ranks),
-            "first": first,
-            "rank_interval": list(interval) if interval else None,
+            "rank": list(ranks) if directed else None,
+            "first": first if directed else None,
+            "rank_interval": list(interval) if interval and directed else None,
             "best": label in best,
         }
         for label, mean, error, letters, ranks, first, interval in zip(
@@ -290,16 +295,12 @@ def _rows(ranking: Any, methods: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _noise(ranking: Any) -> dict[str, Any]:
+def _noise(ranking: Ranking) -> dict[str, Any]:
     return {name: getattr(ranking, name) for name in ("noise", "sampling", "df", "equal_noise", "omnibus")}
 
 
 def _mean(row: Mapping[int, Metric] | None) -> float | None:
     return statistics.fmean(metric.value for metric in row.values()) if row else None
-
-
-def _means(table: Mapping[str, Mapping[int, Metric]]) -> dict[str, float]:
-    return {label: statistics.fmean(metric.value for metric in row.values()) for label, row in table.items()}
 
 
 def _finite(value: Any) -> Any:

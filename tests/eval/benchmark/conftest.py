@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,25 @@ METHODS = {
     "bsq": ("bsq", 228.0, 122.0, 0.91),
     "half_codes": ("vq", 250.0, 140.0, 0.30),
 }
+FEW = {
+    "lgq": ("lgq", 170.0, 90.0, 0.48),
+    "fsq": ("fsq", 186.0, 104.0, 0.97),
+    "simvq": ("simvq", 200.0, 96.0, 0.96),
+    "half_codes": ("vq", 250.0, 140.0, 0.30),
+}
 TILE = 32
+
+
+@pytest.fixture(scope="session")
+def all_methods():
+    """Eight methods, some of them near each other: label -> quantizer, true gFD at 10 bits, true rFD, share of codes used."""
+    return METHODS
+
+
+@pytest.fixture(scope="session")
+def few_methods():
+    """Four methods, far from each other."""
+    return FEW
 
 
 def contract(methods, bits, seeds, priors):
@@ -39,6 +58,9 @@ def contract(methods, bits, seeds, priors):
     ]
     return {
         "name": "synthetic", "seeds": list(seeds), "tuning_trials": 0, "rows": rows, "violations": [],
+        "measurements": ["yardstick", *sorted(
+            f"{kind}/{label}-{b}b-s{s}{end}" for label in methods for b in bits for s in seeds
+            for kind, end in [("quality", ""), *(("generation", f"-{prior}") for prior in priors)])],
         "stage1": {"image_size": 32, "backbone.factor": 4, "batch_size": 64, "images": 40000, "optim.lr": 0.0015},
         "stage2": {prior: {"batch_size": 64, "images": 60000} for prior in priors},
         "evaluation": {"images": 2048, "curve_images": 1024, "guidance": {prior: [1, 2, 3] for prior in priors}},
@@ -52,6 +74,7 @@ def write_benchmark(crops):
     def write(folder, methods=METHODS, bits=(8, 10), seeds=(0, 1, 2), priors=("ar", "maskgit"), noise=1.5, error=0.8, seed=0,
               pictures=True):
         rng = np.random.default_rng(seed)
+        shared_blocks = rng.normal(0, error, 20)  # images that all reconstruct badly
         shared = {s: rng.normal(0, 4) for s in seeds}  # what all runs of a seed have in common
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "contract.json").write_text(json.dumps(contract(methods, bits, seeds, priors)))
@@ -84,17 +107,22 @@ def write_benchmark(crops):
                     lift = 15.0 * (bits[-1] - b)
                     run = rng.normal(0, noise)
                     at = generated + lift + shared[s] + run
-                    metrics = _tokenizer(rng, reconstructed + lift + shared[s] / 2, at, used, b, error)
+                    occur = min(1.0, used * (1 + rng.normal(0, 0.01)))
+                    rebuilt = reconstructed + lift + shared[s] / 2 + rng.normal(0, noise / 3)
+                    metrics = _tokenizer(rng, rebuilt, at, occur, b, error)
+                    blocks = shared_blocks + rng.normal(0, error / 4, 20)
+                    metrics["fd"] = replace(metrics["fd"], without_block=tuple(metrics["fd"].value + blocks / 19**0.5))
                     sheets = {"originals": (crops[:16], 8), "reconstructions": (blur(crops[:16], sigma), 8)}
-                    hashes = {"tokenizer_sha256": f"{number}{b}{s}" * 12}
-                    result(f"quality/{name}", name, "tokenizer", metrics, job, _inside(rng, used, b, number), sheets, **hashes)
+                    hashes = {"tokenizer_sha256": f"{number}{b}{s}" * 12, "perturbations": [0.05, 0.1, 0.2, 0.4]}
+                    result(f"quality/{name}", name, "tokenizer", metrics, job, _inside(rng, occur, b, number), sheets, **hashes)
                     for p, prior in enumerate(priors):
                         own = at - 8 * p + rng.normal(0, noise / 2)
                         tiles = blur(crops[16 * p + 8 : 16 * p + 32], sigma + 0.3)
                         near = torch.cat([tiles[:8], crops[16 * p + 40 : 16 * p + 48]])
                         sheets = {"samples": (tiles, 8), "nearest": (near, 8)}
                         facts = {**job, "kind": "generation", "prior": prior}
-                        hashes = {"prior_sha256": f"{number}{b}{s}{p}" * 12}
+                        hashes = {"prior_sha256": f"{number}{b}{s}{p}" * 12, "sampling": {"steps": 8 + p},
+                                  "guidance": [1, 2, 3], "curve_images": 1024}
                         metrics = _generation(rng, own, b, error)
                         where, details = f"generation/{name}-{prior}", _curve(rng, own, error)
                         result(where, name, "generation", metrics, facts, details, sheets, **hashes)
@@ -111,8 +139,8 @@ def _tokenizer(rng, rfd, gfd, used, bits, error):
         "psnr": Metric("PSNR", 27 - rfd / 40 + rng.normal(0, 0.4), 2048, "higher", 0.07, None, "dB"),
         "ssim": Metric("SSIM", 0.9 - rfd / 900, 2048, "higher", 0.002, 1.0),
         "perceptual": Metric(f"Perceptual distance {FEATURES}", 0.4 + rfd / 200, 2048, "lower", 0.01, 0.0),
-        "codes_used": Metric("Codes used", used, tokens, "higher"),
-        "perplexity": Metric("Code perplexity", 2**entropy, tokens, "higher"),
+        "codes_used": Metric("Codes used", used, tokens, "neither"),
+        "perplexity": Metric("Code perplexity", 2**entropy, tokens, "neither"),
         "bits_per_token": Metric("Bits per token (entropy)", entropy, tokens, "neither", unit="bits"),
         "nominal_bits_per_image": Metric("Bits per image (nominal)", 64.0 * bits, tokens, "neither", unit="bits"),
         "decoded_fd": Metric(f"Decoded FD {FEATURES}", rfd + 25, 2048, "lower", error, 60.0),
@@ -128,7 +156,8 @@ def _generation(rng, gfd, bits, error):
         "is": Metric(f"IS {FEATURES}", 26 - gfd / 20, 2048, "higher", 0.3, 24.0),
         "precision": Metric(f"Precision {FEATURES}", 0.9 - gfd / 500, 2048, "higher", 0.009, 0.8),
         "recall": Metric(f"Recall {FEATURES}", 0.8 - gfd / 400, 2048, "higher", None, 0.8),
-        "prior_bits": Metric("Prior bits per token", bits - 1.2, 2048, "lower", 0.02, unit="bits"),
+        "prior_bits": Metric("Prior bits per token", bits - 1.2 + gfd / 400, 2048, "neither", 0.02, unit="bits"),
+        "prior_bits_per_image": Metric("Prior bits per image", 64 * (bits - 1.2) + gfd / 6, 2048, "neither", 1.3, unit="bits"),
         "memorised": Metric("Memorised", 0.051 + rng.normal(0, 0.004), 2048, "lower", 0.008, 0.05),
     }
 
@@ -144,7 +173,7 @@ def _inside(rng, used, bits, number):
         "usage": {"size": size, "active": active, "rank": list(range(active)),
                   "count": np.maximum(1, 131072 * weights / weights.sum()).astype(int).tolist()},
         "shown": {"tile": [TILE, TILE], "count": 16},
-        "pfd": [{"share": share, "fd": 90 + 15 * number + 300 * share, "standard_error": 1.0}
+        "pfd": [{"share": share, "fd": 90 + 15 * number + 300 * share * (1 + number % 3), "standard_error": 1.0}
                 for share in (0.0, 0.05, 0.1, 0.2, 0.4)],
         "cost": {"parameters": 1_600_000 + 9000 * number, "quantizer_parameters": 8192, "flops_per_image": 1.4e8,
                  "train_seconds": 300.0 + 12 * number, "ms_per_step": 61.0, "peak_mb": None},

@@ -17,15 +17,6 @@ from eval.benchmark.page import gather, render
 from eval.benchmark.verdict import judge
 from pipeline.core.errors import UserError
 
-METHODS = {
-    "lgq": ("lgq", 180.0, 90.0, 0.48),
-    "simvq": ("simvq", 184.0, 96.0, 0.96),
-    "fsq": ("fsq", 186.0, 104.0, 0.97),
-    "vq_ema": ("vq_ema", 200.0, 100.0, 0.70),
-    "a & <b>": ("ibq", 215.0, 110.0, 0.88),
-    "lfq": ("lfq", 225.0, 125.0, 0.93),
-    "half_codes": ("vq", 250.0, 140.0, 0.30),
-}
 WATCH = """<script>
 const errors = [];
 window.addEventListener("error", event => errors.push(event.message), true);
@@ -51,9 +42,10 @@ window.addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def folder(write_benchmark, tmp_path_factory):
+def folder(write_benchmark, all_methods, tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark") / "results"
-    write_benchmark(folder, METHODS, bits=(8, 10), seeds=(0, 1), priors=("maskgit",))
+    methods = {("a & <b>" if label == "ibq" else label): truth for label, truth in all_methods.items() if label != "bsq"}
+    write_benchmark(folder, methods, bits=(8, 10), seeds=(0, 1), priors=("maskgit",))
     (folder / "jobs/generation/fsq-10b-s0-maskgit/result.json").unlink()
     (folder / "jobs/generation/fsq-10b-s1-maskgit/result.json").unlink()  # a cell without a number
     return folder
