@@ -75,3 +75,13 @@ def test_geometry_is_the_main_plane_of_the_latents():
     centred = (codes - latents.mean(0)).numpy()[:, :2]
     np.testing.assert_allclose(np.abs(points), np.abs(centred), atol=0.3)  # the plane of the first two axes
     assert found["codes"][1] == found["latents"][2]  # the same point
+
+
+def test_a_slope_is_known_as_well_as_it_says_or_not_at_all():
+    """Codes drawn as the latents are have the slope -1; of few codes in many dimensions it is not known."""
+    found = [gersho_slope(normal(6000, 2, 10 + 2 * seed), normal(200, 2, 11 + 2 * seed)) for seed in range(16)]
+    slopes = torch.tensor([slope.slope for slope in found if slope])
+    errors = torch.tensor([slope.standard_error for slope in found if slope])
+    assert len(slopes) > 10 and 2.26 * errors.max() <= 0.3
+    assert (slopes.std() / errors.mean()).item() < 1.6
+    assert gersho_slope(normal(2000, 8, 90), normal(20, 8, 91)) is None
