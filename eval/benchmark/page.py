@@ -287,7 +287,8 @@ def _inside(benchmark: Benchmark, color: Mapping[str, str]) -> dict[str, list[st
         curves.append(plots.lines(usage, "Use of the codes", "% of the codes", "times even use", color, log=True, marker=None))
     if pfd:
         curves.append(plots.lines(pfd, "pFD: decoding spoilt tokens", "% of indices replaced", "FD", color))
-    unknown = [job.label for job, result in shown.items() if result.details.get("geometry") and not result.details.get("gersho")]
+    found = {job.label: result.details for job, result in shown.items()}
+    unknown = [label for label, own in found.items() if own.get("geometry") and not own.get("gersho")]
     return {"curves": curves, "maps": maps, "slopes": slopes, "unknown_slopes": unknown}
 
 
