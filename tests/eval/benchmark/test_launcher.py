@@ -99,7 +99,7 @@ def test_every_job_runs_once_after_what_it_needs_and_a_second_start_does_nothing
 
 
 def test_two_launchers_share_the_work_and_nothing_runs_twice(launchers):
-    # the first takes one of the two jobs that can be done at the start; neither job ends before the second launcher has the other
+    # two jobs can be done at the start: neither ends before each launcher has one
     launchers.hold()
     both = [launchers.start("--jobs", "1") for _ in range(2)]
     until(lambda: len(launchers.notes()) == 2)
