@@ -51,6 +51,22 @@ def make_prior():
     return make
 
 
+@pytest.fixture
+def causal():
+    """Makes a CausalLogits of a MaskedLogits: all tokens from a place on are masked."""
+
+    def of(masked_logits):
+        def logits(tokens, start, m, branches):
+            at = (torch.tensor(start)[:, None] + torch.arange(m)).flatten()[:, None]
+            masked, last = torch.arange(tokens.shape[1]) >= at, tokens.shape[1] - 1
+            rows = torch.arange(len(tokens)).repeat_interleave(m)
+            return masked_logits(tokens[rows], masked, at.clamp(max=last), rows, branches)
+
+        return logits
+
+    return of
+
+
 class ToyJoint:
     """A random joint distribution of 4 tokens with 3 values, on a grid of 2 x 2, and its exact conditionals."""
 
@@ -73,12 +89,6 @@ class ToyJoint:
         self.calls.append((len(rows), branches))
         logits = self.conditionals(tokens[..., 0], masked)
         return TensorLogits([logits.gather(1, positions[..., None].expand(-1, -1, self.k)).repeat(len(branches), 1, 1)])
-
-    def next_logits(self, tokens, branches):
-        b, i, _ = tokens.shape
-        filled = torch.cat([tokens[..., 0], torch.zeros(b, self.t - i, dtype=torch.long)], dim=1)
-        masked = (torch.arange(self.t) >= i).expand(b, -1)
-        return TensorLogits([self.conditionals(filled, masked)[:, i].repeat(len(branches), 1)])
 
     def total_variation(self, tokens):
         """Distance between the samples' histogram and the distribution."""

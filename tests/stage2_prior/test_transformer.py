@@ -103,13 +103,13 @@ def test_cached_logits_equal_a_full_pass(make_prior, sizes):
     labels = torch.tensor([0, 3, 4])
     with torch.no_grad():
         full = [prior._features(tokens, each) for each in (labels, torch.full((3,), 5))]
-        cached = StepwiseLogits(prior, labels).following
+        cached = StepwiseLogits(prior, labels).causal
         # the branches part (3, 4), one catches up over several tokens (5), they go together again (6 ...)
         plan = {3: (True,), 4: (True,), 9: (False,), 10: (False,)}
         for i in range(16):
             branches = plan.get(i, (True, False))
             expected = prior.codes.logits(torch.cat([full[0 if branch else 1][:, i] for branch in branches]))
-            logits, n = cached(tokens[:, :i], branches), 3 * len(branches)
+            logits, n = cached(tokens, [i] * 3, 1, branches), 3 * len(branches)
             for j in range(len(sizes)):
                 places, before = torch.arange(n), torch.zeros(n, j, dtype=torch.long)
                 torch.testing.assert_close(logits(j, places, before), expected(j, places, before), atol=1e-5, rtol=1e-5)
