@@ -74,6 +74,8 @@ def estimate(jobs: Iterable[PlannedJob], costs: Costs, slots: int, gpus: bool = 
         hours = f"{total / 3600:,.1f}" if total < 360_000 else f"{total / 3600:,.0f}"
         used = f"{hours} {'GPU-hours' if gpus else 'hours of one process'}" if total >= 3600 else duration(total)
         lines.append(f"In all {used}; {duration(total / slots)} with {count(slots, 'process')} at a time.")
-    if unknown:
+    else:
+        lines.append("How long it takes will be told when one of each kind has been done.")
+    if 0 < len(unknown) < len(families):
         lines.append(f"Not counted, since none was ever measured here: {', '.join(unknown)}.")
     return "\n".join(lines)

@@ -95,6 +95,7 @@ class JobFolder:
         if self.job.is_measurement or not (self.made() or any(self.path.glob("snapshots/[0-9]*"))):
             return ""
         changed = differences(state.inputs, self.inputs)
+        changed = [text for text in changed if not text.startswith("given")] or changed  # what was given is in the rest, too
         remedy = "give the benchmark another name (name=...), or delete this folder"
         return f"{self.path}: was made with other settings ({'; '.join(changed[:3])}); {remedy}" if changed else ""
 

@@ -335,12 +335,12 @@ def failure(code: int, folder: JobFolder) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 42 s, 7 min, 3 h 05 min, 202 days."""
+    """A time for people: 42 s, 1.6 min, 47 min, 3 h 05 min, 202 days."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
     if minutes < 90:
-        return f"{minutes} min"
+        return f"{minutes} min" if minutes >= 10 else f"{seconds / 60:.1f} min"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{minutes / 1440:.3g} days"
 
 
