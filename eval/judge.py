@@ -27,8 +27,9 @@ from pipeline.core.files import read_json
 from pipeline.core.perceptual import Perceptual, best_perceptual
 from pipeline.core.rng import generator
 
-Split = Literal["train", "validation"]
-RealImages = Literal["reference", "floor", "validation"]
+Split = Literal["train", "validation", "unseen"]
+RealImages = Literal["reference", "floor", "validation", "unseen"]
+SPLITS: dict[RealImages, Split] = {"reference": "train", "floor": "train", "validation": "validation", "unseen": "unseen"}
 SEARCHED = 50_000  # training images among which copies are looked for, and held-out ones that show how near is usual
 
 
@@ -51,10 +52,10 @@ class Judge:
     def __init__(self, data: ImageData, image_size: int, config: EvalConfig, device: str) -> None:
         self.data, self.image_size, self.config, self.device = data, image_size, config, device
         self.extractor: Extractor = load_extractor(config.extractor, config.weights, device)
-        self.images = {
-            "train": OrderedImages(data.train, image_size),
-            "validation": OrderedImages(data.validation, image_size),
-        }
+        splits: dict[Split, Any] = {"train": data.train, "validation": data.validation}
+        if data.unseen is not None:
+            splits["unseen"] = data.unseen
+        self.images = {split: OrderedImages(images, image_size) for split, images in splits.items()}
         for split, images in self.images.items():
             if len(images) < 40:
                 raise UserError(f"data: {len(images)} {split} images; an evaluation needs at least 40")
@@ -74,7 +75,7 @@ class Judge:
 
         The order is the seed's and the split's alone: equal for every tokenizer, so the blocks of a jackknife are too.
         """
-        order = self._order("validation" if which == "validation" else "train")
+        order = self._order(SPLITS[which])
         if which == "reference":
             return order[: self.config.reference_images]
         return order[-self.config.images :] if which == "floor" else order[: self.config.images]
@@ -86,7 +87,7 @@ class Judge:
 
     def real_batches(self, which: RealImages) -> Iterator[tuple[UInt8[Tensor, "b 3 y x"], Int[Tensor, "b"]]]:
         """Images and labels of a set of real images."""
-        return self.batches("validation" if which == "validation" else "train", self.rows(which))
+        return self.batches(SPLITS[which], self.rows(which))
 
     def labels(self, split: Split, rows: Sequence[int]) -> Int[Tensor, "n"]:
         """The labels of some rows."""
@@ -94,9 +95,8 @@ class Judge:
 
     def real(self, which: RealImages) -> Reference:
         """The features of a set of real images, from the cache where they are there."""
-        split: Split = "validation" if which == "validation" else "train"
         rows = self.rows(which)
-        key = self._key(split, which, len(rows))
+        key = self._key(SPLITS[which], which, len(rows))
         return reference(cache_folder() / "references", key, lambda: self.real_batches(which), self.extractor, len(rows))
 
     def thumbnails(self, split: Split) -> tuple[Float[Tensor, "n f"], Int[Tensor, "n"]]:

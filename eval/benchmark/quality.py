@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from eval.results import Metric
 from pipeline.api import Tokenizer, to_uint8
 
 PERTURBED = 1024  # images whose tokens are perturbed, at most
+UNSEEN = ("fd", "psnr", "ssim", "perceptual")  # also measured on images that no setting was chosen on, where there are some
 LATENTS = 16_384  # that are kept to look at
 LARGEST_TABLE = 1 << 24  # numbers
 SHOWN_CODES = 600  # of the usage curve, and whose cells are measured; results are committed, so they stay small
@@ -46,6 +48,9 @@ def quality(bench: Bench, tokenizer: Tokenizer, run: Path, folder: Path) -> Part
     found = reconstruct(judge, tokenizer, seen=seen)
     metrics, n = found.metrics, len(found.features)
     metrics |= limit(metrics["fd"], found.features, found.reference)
+    if judge.data.unseen is not None:
+        unseen = reconstruct(judge, tokenizer, "unseen").metrics
+        metrics |= {f"unseen_{name}": replace(unseen[name], label=f"{unseen[name].label}, unseen images") for name in UNSEEN}
     metrics["nominal_bits_per_image"] = Metric("Bits per image (nominal)", spec.bits_per_image, n, "neither", unit="bits")
 
     decoded, _ = changed_images(judge, lambda images: copies(judge, tokenizer, images), "a decoded copy")
