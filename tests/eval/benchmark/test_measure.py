@@ -113,12 +113,15 @@ def test_yardsticks_are_ordered(measured):
 
 def test_measures_of_single_images_and_of_moments_say_what_they_are_without_each_block(measured):
     root, _ = measured
-    of = {"quality": ("fd", "decoded_fd", "pfd", "pfd_increase", "psnr", "ssim", "perceptual")}
-    of["generation"] = ("fd", "kid", "density", "prior_bits", "prior_bits_per_image", "memorised")
+    of = {
+        "quality": ("fd", "decoded_fd", "pfd", "pfd_increase", "psnr", "ssim", "perceptual"),
+        "generation": ("fd", "kid", "density", "prior_bits", "prior_bits_per_image", "memorised"),
+    }
     for kind, names in of.items():
         for name in names:
             metric = results(root)[kind].metrics[name]
             values = np.array(metric.without_block)
+            assert metric.standard_error is not None, name
             assert len(values) == 20 and abs(values.mean() - metric.value) <= 3 * metric.standard_error, name
             jackknife = np.sqrt(19 / 20 * np.square(values - values.mean()).sum())
             assert metric.standard_error == pytest.approx(jackknife, rel=1e-3, abs=1e-6 * abs(metric.value)), name
