@@ -125,7 +125,7 @@ def train(config: Stage1Config) -> Path:
         images = batch["image"].to(accelerator.device, non_blocking=True).float() / 127.5 - 1
         with accelerator.autocast():
             out = stepper(images, config.micro_batch, discriminator if gan else None, gan_weight)
-        accelerator.backward(marked(out.loss))
+        accelerator.backward(marked(out.loss, *out.terms.values()))
         accelerator.unscale_gradients()
         norms = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in clipped]
         good = guard.judge(*norms)

@@ -73,7 +73,7 @@ class StepGuard:
     """Watches the steps of one training. `recorded`: tensors that a forward pass changes, for `keep` and `restore`.
 
     UserError after `limit` steps in a row that were left out. With fp16 those don't count that GradScaler leaves out to find
-    its scale: only what is not finite at a scale of 1.
+    its scale, until it has come down below 1, where an overflow is none of the scale.
     """
 
     def __init__(self, run: RunFolder, accelerator: Accelerator, limit: int, recorded: Sequence[Tensor] = ()) -> None:
@@ -122,7 +122,7 @@ class StepGuard:
         if good:
             self.in_a_row = 0
             return
-        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
+        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() >= 1:
             return
         broken = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
         self.terms += [name for name in broken if name not in self.terms]
