@@ -20,11 +20,8 @@ count = os.open(os.environ["CRASH_COUNT"], os.O_WRONLY | os.O_CREAT) if "CRASH_C
 
 def watch(event, arguments):
     global seen
-    if event == "open":
-        changes = isinstance(arguments[0], (str, bytes)) and bool(arguments[2] & WRITING)
-    else:
-        changes = event in CHANGES
-    if not changes or not os.path.abspath(os.fsdecode(arguments[0])).startswith(under):
+    writes = event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & WRITING
+    if not (writes or event in CHANGES) or not os.path.abspath(os.fsdecode(arguments[0])).startswith(under):
         return
     if seen == last:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -182,7 +182,8 @@ def stages(chain, commands, settings, tmp_path_factory) -> dict[str, Stage]:
 
 
 def weights(runs: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(runs)): file.read_bytes() for file in sorted(runs.rglob("diffusion_pytorch_model.safetensors"))}
+    files = sorted(runs.rglob("diffusion_pytorch_model.safetensors"))
+    return {file.relative_to(runs).as_posix(): file.read_bytes() for file in files}
 
 
 def uninterrupted(stage: Stage, commands, folder: Path) -> Stage:
