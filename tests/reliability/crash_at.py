@@ -9,6 +9,8 @@ import resource
 import signal
 import sys
 
+import safetensors.torch
+
 sys.path.append(os.path.dirname(__file__))  # for crash_writers.py
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -19,10 +21,14 @@ count = os.open(os.environ["CRASH_COUNT"], os.O_WRONLY | os.O_CREAT) if "CRASH_C
 
 
 def watch(event, arguments):
-    global seen
     writes = event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & WRITING
     if not (writes or event in CHANGES) or not os.path.abspath(os.fsdecode(arguments[0])).startswith(under):
         return
+    change()
+
+
+def change():
+    global seen
     if seen == last:
         os.kill(os.getpid(), signal.SIGKILL)
     seen += 1
@@ -30,9 +36,15 @@ def watch(event, arguments):
         os.pwrite(count, str(seen).encode(), 0)
 
 
+def serialize_file(tensors, filename, *more, plain=safetensors.torch.serialize_file, **named):
+    change()  # no audit event: it is written in Rust
+    plain(tensors, filename, *more, **named)
+
+
 if "CRASH_BYTE" in os.environ:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["CRASH_BYTE"]), resource.RLIM_INFINITY))
 else:
+    safetensors.torch.serialize_file = serialize_file
     sys.addaudithook(watch)
