@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from typing import Any
 
 import safetensors.torch
 
@@ -36,9 +37,12 @@ def change():
         os.pwrite(count, str(seen).encode(), 0)
 
 
-def serialize_file(tensors, filename, *more, plain=safetensors.torch.serialize_file, **named):
-    change()  # no audit event: it is written in Rust
-    plain(tensors, filename, *more, **named)
+def counted(write):
+    def writing(*arguments, **named):
+        change()  # no audit event: it is written in Rust
+        write(*arguments, **named)
+
+    return writing
 
 
 if "CRASH_BYTE" in os.environ:
@@ -46,5 +50,6 @@ if "CRASH_BYTE" in os.environ:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["CRASH_BYTE"]), resource.RLIM_INFINITY))
 else:
-    safetensors.torch.serialize_file = serialize_file
+    writers: Any = safetensors.torch
+    writers.serialize_file = counted(writers.serialize_file)
     sys.addaudithook(watch)
