@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.api import find_runs, load_tokenizer, tokenizer_folder, weights_sha256
+from pipeline.core.command import Interrupted, Interruption
 from pipeline.core.config import load_config
 from pipeline.core.data.images import ImageData, OrderedImages, UnreadableImages, ordered_batches
 from pipeline.core.data.sources import load_data
@@ -100,7 +101,8 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
 def encode_shards(
     job: Job, tokenizer: Tokenizer, writer: TokenStoreWriter, data: ImageData, accelerator: Accelerator
 ) -> None:
-    """Encode the shards of this process that are not there yet."""
+    """Encode the shards of this process that are not there yet. Raises Interrupted after SIGINT or SIGTERM, between batches."""
+    interruption = Interruption()
     tally = UnreadableImages(job.max_unreadable)
     bar = progress_bar(len(data.train) + len(data.validation), "tokenize", enabled=accelerator.is_main_process)
     shard_number = 0
@@ -114,6 +116,9 @@ def encode_shards(
                 nothing = torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.int64)
                 columns = [[nothing], [nothing], [nothing[:, 0, 0]], [nothing[:, 0, 0]]]
                 for batch in ordered_batches(dataset, job.batch_size, start, stop, job.workers):
+                    if interruption.signal_number:
+                        bar.close()
+                        raise Interrupted(interruption.signal_number)
                     tally.update(batch)
                     if not len(batch["label"]):
                         continue

@@ -48,6 +48,7 @@ class Optim:
     quantizer_lr: factor on the rate of the quantizer's parameters. Codes must keep up with the latents, which move by far more
                   than `lr` per step: over a few thousand steps 10 is worth 0.6 dB, over long trainings it matters less.
     encoder_lr:   factor on the rate of a pretrained encoder (VQRAE's second stage: 1e-5 beside 1e-4).
+    max_bad_steps: steps in a row whose loss or gradient is not finite, all left out, after which the training stops.
     """
 
     lr: float = 1e-4
@@ -59,6 +60,11 @@ class Optim:
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.999
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_bad_steps < 1:
+            raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
 
 
 @dataclass(frozen=True)

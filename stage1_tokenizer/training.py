@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +26,7 @@ from pipeline.core.run_folder import RunFolder
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from pipeline.core.step_guard import Averages, StepGuard, marked, persistent_buffers, step_if
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.guidance import VisionGuide
 from stage1_tokenizer.losses import PatchDiscriminator, adaptive_weight, hinge_loss
@@ -71,7 +71,7 @@ def train(config: Stage1Config) -> Path:
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), config.loss.discriminator_lr, (0.5, 0.9))
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), config.loss.discriminator_lr, (0.5, 0.9), fused=True)
     gan_weight = torch.zeros((), device=accelerator.device)
     images_seen = 0
 
@@ -87,7 +87,7 @@ def train(config: Stage1Config) -> Path:
         match_layouts(optimizer)
         discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         gan_weight = state["gan_weight"].to(accelerator.device)
-    ema = EMAModel(list(tokenizer.parameters()), decay=config.optim.ema)
+    ema = Averages(list(tokenizer.parameters()), decay=config.optim.ema)
     if state is not None:
         ema.load_state_dict(state["ema"])
     ema.to(accelerator.device)
@@ -95,8 +95,10 @@ def train(config: Stage1Config) -> Path:
         objective, optimizer, discriminator, discriminator_optimizer
     )
     means = RunningMeans()
-    tokens: list[Tensor] = []
+    guard = StepGuard(run, accelerator, config.optim.max_bad_steps, persistent_buffers(objective))
+    tokens: list[Tensor] = []  # -1 in steps that were left out
     if state is not None:
+        guard.load_state_dict(state["guard"])
         means.load_state_dict(state["means"], accelerator.device)
         tokens = [state["tokens"].to(accelerator.device).tensor_split(accelerator.num_processes)[accelerator.process_index]]
     if accelerator.is_main_process:
@@ -119,19 +121,24 @@ def train(config: Stage1Config) -> Path:
         set_learning_rate(optimizer, config.optim.lr * rate)
         torch.manual_seed(derive_seed(config.seed, "step", images_seen, rank))
 
+        guard.keep()
         images = batch["image"].to(accelerator.device, non_blocking=True).float() / 127.5 - 1
         with accelerator.autocast():
             out = stepper(images, config.micro_batch, discriminator if gan else None, gan_weight)
-        accelerator.backward(out.loss)
+        accelerator.backward(marked(out.loss, *out.terms.values()))
         accelerator.unscale_gradients()
-        norm, *_ = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in clipped]
-        optimizer.step()
+        norms = [nn.utils.clip_grad_norm_(part, config.optim.clip) for part in clipped]
+        good = guard.judge(*norms)
+        step_if(good, optimizer)
         optimizer.zero_grad()
-        terms = out.terms | {"gradient_norm": norm}
+        guard.restore(good)
+        ema.step_if(good, list(tokenizer.parameters()))
+        terms = out.terms | {"gradient_norm": norms[0]}
         if gan:
             # one step late, so that it is of the global batch whatever the number of processes and micro-batches
             summed = [reduced(accelerator, gradient, "sum") for gradient in out.last_layer]
-            gan_weight = config.loss.gan_weight * adaptive_weight(summed[0], summed[1])
+            weight = config.loss.gan_weight * adaptive_weight(summed[0], summed[1])
+            gan_weight = torch.where(good, weight, gan_weight)
             terms["gan_weight"] = gan_weight
         if discriminating:
             judge.train()  # the spectral norm takes one power iteration per step, in its own step only
@@ -139,29 +146,32 @@ def train(config: Stage1Config) -> Path:
                 logits = judge(torch.cat([images, out.reconstruction]))
                 discriminator_loss = hinge_loss(*logits.float().chunk(2))
             judge.eval()
-            accelerator.backward(discriminator_loss)
-            discriminator_optimizer.step()
+            accelerator.backward(marked(discriminator_loss, torch.where(good, 0, torch.nan)))
+            good = guard.judge(gradient_norm(discriminator))
+            step_if(good, discriminator_optimizer)
             discriminator_optimizer.zero_grad()
             terms["discriminator"] = discriminator_loss
-        ema.step(tokenizer.parameters())
 
         before, images_seen = images_seen, images_seen + config.batch_size
         objective.anneal(min(1.0, images_seen / config.images))
-        means.add(terms)
-        tokens.append(out.indices)
+        means.add(terms, good)
+        tokens.append(torch.where(good, out.indices, -1))
+        guard.note(good, {"loss": out.loss, **terms}, before, config.optim.lr * rate)
         bar.update(min(config.batch_size, config.images - before))
         last = images_seen >= config.images
         if last or crossed(before, images_seen, config.report_every):
-            report(accelerator, run, bar, means, tokens, tokenizer, images_seen, config.optim.lr * rate)
+            report(accelerator, run, bar, means, guard, tokens, tokenizer, images_seen, config.optim.lr * rate)
             tokens.clear()
         stopping = agreed_signal(accelerator, interruption, images_seen // config.batch_size)
         if last or stopping or crossed(before, images_seen, config.snapshot_every):
+            guard.require_finite_weights(objective, discriminator)
             unreported = gathered(accelerator, torch.cat(tokens)) if tokens else out.indices[:0]
-            statistics = means.state_dict(accelerator)
+            statistics, counts = means.state_dict(accelerator), guard.state_dict()
             if accelerator.is_main_process:
                 state = {
                     "images_seen": images_seen,
                     "means": statistics,
+                    "guard": counts,
                     "tokens": unreported,
                     "objective": objective.state_dict(),
                     "discriminator": discriminator.state_dict(),
@@ -233,6 +243,11 @@ def without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) 
     return [parameter for parameter in parameters if id(parameter) not in theirs]
 
 
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Of all its parameters that have a gradient."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
+
+
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
     """Lay the moments out in memory as their parameters are: the fused step pairs them by address, not by index."""
     for parameter, moments in optimizer.state.items():
@@ -265,20 +280,25 @@ def report(
     run: RunFolder,
     bar: Any,
     means: RunningMeans,
+    guard: StepGuard,
     tokens: list[Tensor],
     tokenizer: Tokenizer,
     images_seen: int,
     rate: float,
 ) -> None:
     """Log the means since the last report, and how the tokens of these images use the codes."""
-    values = means.take(accelerator)
-    if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
-        raise UserError(f"{run.path}: a loss is not finite after {images_seen} images; lower optim.lr or loss.gan_weight")
-    usage = code_usage(gathered(accelerator, torch.cat(tokens)).flatten(0, 1).cpu(), tokenizer.spec.sizes)
-    record = values | {"perplexity": usage.perplexity, "codes_used": usage.share, "lr": rate}
+    record = means.take(accelerator) | guard.take()
+    indices = gathered(accelerator, torch.cat(tokens)).flatten(0, 1).cpu()
+    indices = indices[(indices >= 0).all(1)]
+    said = "no good step"
+    if len(indices):
+        usage = code_usage(indices, tokenizer.spec.sizes)
+        record |= {"perplexity": usage.perplexity, "codes_used": usage.share}
+        said = f"L1 {record['pixel']:.4f}, {usage.share:.0%} of codes"
+    record |= {"lr": rate}
     if accelerator.is_main_process:
         run.log({"images": images_seen, **record})
-        bar.set_postfix_str(f"L1 {values['pixel']:.4f}, {usage.share:.0%} of codes", refresh=False)
+        bar.set_postfix_str(said, refresh=False)
     accelerator.log(record, step=images_seen)
 
 

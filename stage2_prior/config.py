@@ -10,7 +10,10 @@ from pipeline.core.launch import Precision, Tracker
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW (decay on matrices only) with a linear warm-up and a cosine to `final_lr` x `lr`; `warmup` in images."""
+    """AdamW (decay on matrices only) with a linear warm-up and a cosine to `final_lr` x `lr`; `warmup` in images.
+
+    max_bad_steps: steps in a row whose loss or gradient is not finite, all left out, after which the training stops.
+    """
 
     lr: float = 4e-4
     warmup: int = 1_000_000
@@ -19,6 +22,11 @@ class Optim:
     weight_decay: float = 0.03
     clip: float = 1.0
     ema: float = 0.9999
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_bad_steps < 1:
+            raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
 
 
 @dataclass(frozen=True)

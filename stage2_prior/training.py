@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.shards import full, load_optimizer, spread, whole
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from pipeline.core.step_guard import Averages, StepGuard, marked, step_if
 from pipeline.core.token_store import TokenStore
 from stage2_prior.config import Stage2Config
 from stage2_prior.prior import Noise, Prior
@@ -63,12 +65,14 @@ def train(config: Stage2Config) -> Path:
     prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
     stepper, optimizer = accelerator.prepare(prior, optimizer)  # may shard the parameters, which the rest then follows
     parameters = list(prior.parameters())
-    ema, means = EMAModel(parameters, decay=config.optim.ema), RunningMeans()
+    ema, means = Averages(parameters, decay=config.optim.ema), RunningMeans()
+    guard = StepGuard(run, accelerator, config.optim.max_bad_steps)
     if state is not None:
         load_optimizer(optimizer.optimizer, state["optimizer"])
         shadows = [spread(shadow, like) for shadow, like in zip(state["ema"]["shadow_params"], parameters, strict=True)]
         ema.load_state_dict({**state["ema"], "shadow_params": shadows})
         means.load_state_dict(state["means"], accelerator.device)
+        guard.load_state_dict(state["guard"])
     if accelerator.is_main_process:
         run.rewind(images_seen)
     start_tracker(accelerator, config.tracker, config, run.path)
@@ -94,32 +98,35 @@ def train(config: Stage2Config) -> Path:
                 with accelerator.autocast():
                     # a share of the mean over the global batch; the processes' gradients are averaged, hence the factor
                     part = stepper(*inputs) * (world / count)
-                accelerator.backward(part)
+                accelerator.backward(marked(part))
             loss += part.detach()
-        norm = accelerator.clip_grad_norm_(parameters, config.optim.clip)
-        optimizer.step()
+        norm = full(torch.as_tensor(accelerator.clip_grad_norm_(parameters, config.optim.clip)))
+        good = guard.judge(norm)
+        step_if(good, optimizer)
         optimizer.zero_grad()
-        ema.step(parameters)
+        ema.step_if(good, parameters)
 
         before, images_seen = images_seen, images_seen + config.batch_size
-        means.add({"loss": loss, "gradient_norm": full(torch.as_tensor(norm))})
+        terms = {"loss": loss, "gradient_norm": norm}
+        means.add(terms, good)
+        guard.note(good, terms, before, config.optim.lr * rate)
         bar.update(min(config.batch_size, config.images - before))
         last = images_seen >= config.images
         validating = last or crossed(before, images_seen, config.validate_every)
         if validating or crossed(before, images_seen, config.report_every):
-            record = means.take(accelerator)
-            if not torch.isfinite(torch.tensor(record["loss"])):
-                raise UserError(f"{run.path}: the loss is not finite after {images_seen} images; lower optim.lr")
+            record = means.take(accelerator) | guard.take()
             if validating:
                 record["validation_bits_per_token"] = validate(averaged(prior, ema), store, config, accelerator)
             if accelerator.is_main_process:
                 run.log({"images": images_seen, **record, "lr": config.optim.lr * rate})
-                bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+                bar.set_postfix_str(f"loss {record.get('loss', math.nan):.3f}", refresh=False)
             accelerator.log(record, step=images_seen)
         stopping = agreed_signal(accelerator, interruption, images_seen // config.batch_size)
         if last or stopping or crossed(before, images_seen, config.snapshot_every):
+            guard.require_finite_weights(stepper)
             state = {
                 "images_seen": images_seen,
+                "guard": guard.state_dict(),
                 "means": means.state_dict(accelerator),
                 "tokenizer_sha256": store.identity.tokenizer_sha256,
                 "prior": prior.state_dict(),

@@ -6,6 +6,7 @@ Reads one JSON request per line, forks, answers {"started": pid} and, when a pro
 import importlib
 import json
 import os
+import runpy
 import select
 import sys
 import traceback
@@ -48,13 +49,15 @@ def answer(**message: object) -> None:
 
 
 def serve(module: str, arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> int:
-    """Run a command's `main` as its module would; gives the exit code."""
+    """Run a command's `main` as its module would, after the file that RUN_BEFORE names; gives the exit code."""
     for descriptor, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = [module, *arguments]
+    if "RUN_BEFORE" in environment:
+        runpy.run_path(environment["RUN_BEFORE"])
     try:
         run_command(importlib.import_module(module).main)
     except SystemExit as stop:

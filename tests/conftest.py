@@ -69,6 +69,8 @@ class Commands:
         """Start `python -m module arguments …` in a folder; gives the process id."""
         self.number += 1
         stdout, stderr = (self.folder / f"{self.number:03d}.{name}" for name in ("out", "err"))
+        for file in (stdout, stderr):
+            file.touch()  # for those that are killed before they open it
         request = {
             "module": module,
             "arguments": [str(argument) for argument in arguments],

@@ -28,7 +28,9 @@ PACKAGES = (
     *("torch-fidelity", "numpy", "constriction"),
 )
 # settings that say where and how fast to work, not what to compute: they may change when a run goes on
-FREE_SETTINGS = ("run", "workers", "report_every", "snapshot_every", "keep_snapshots", "tracker", "micro_batch")
+FREE_SETTINGS = (
+    *("run", "workers", "report_every", "snapshot_every", "keep_snapshots", "tracker", "micro_batch", "max_bad_steps"),
+)
 
 
 class RunFolder:

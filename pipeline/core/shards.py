@@ -18,6 +18,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(state: Any, keep: bool = True) -> Any:
     """Nested dictionaries and lists with every sharded tensor gathered, one at a time, on the CPU.
 

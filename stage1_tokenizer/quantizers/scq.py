@@ -85,8 +85,8 @@ def project_onto_simplex(x: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """The nearest point with p >= 0 and sum p = 1: relu(x - theta) (Duchi et al. 2008)."""
     sorted_x = x.sort(1, descending=True).values
     thetas = (sorted_x.cumsum(1) - 1) / torch.arange(1, x.shape[1] + 1).to(x)
-    last = (sorted_x > thetas).sum(1, keepdim=True) - 1
-    return (x - thetas.gather(1, last)).relu()
+    last = (sorted_x > thetas).sum(1, keepdim=True) - 1  # -1 where a number is NaN, and so is the result
+    return (x - thetas.gather(1, last.clamp_min(0))).relu()
 
 
 def on_support(
@@ -103,7 +103,7 @@ def on_support(
     mask = support.to(z)
     c = z.shape[1]
     squares = mask @ (codebook[:, :, None] * codebook[:, None]).flatten(1)
-    small = torch.linalg.cholesky(weight * torch.eye(c).to(z) + squares.unflatten(1, (c, c)))
+    small = torch.linalg.cholesky_ex(weight * torch.eye(c).to(z) + squares.unflatten(1, (c, c))).L
 
     def solve(right: Tensor) -> Tensor:
         inner = torch.cholesky_solve((right @ codebook)[:, :, None], small)[:, :, 0]

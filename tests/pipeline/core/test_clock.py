@@ -48,11 +48,14 @@ def test_means_are_of_the_steps_that_have_a_value():
     accelerator = Accelerator(cpu=True)
     means = RunningMeans()
     assert means.take(accelerator) == {}
-    means.add({"a": torch.tensor(1.0)})
-    means.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0, requires_grad=True)})
+    good, bad = torch.tensor(True), torch.tensor(False)
+    means.add({"a": torch.tensor(1.0)}, good)
+    means.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0, requires_grad=True)}, good)
+    means.add({"a": torch.tensor(torch.nan), "b": torch.tensor(7.0)}, bad)
+    means.add({"c": torch.tensor(torch.inf)}, bad)
     again = RunningMeans()
     again.load_state_dict(means.state_dict(accelerator), accelerator.device)
     for kept in (means, again):
-        kept.add({"a": torch.tensor(6.0)})
+        kept.add({"a": torch.tensor(6.0)}, good)
         assert kept.take(accelerator) == {"a": 3.0, "b": 5.0}
         assert kept.take(accelerator) == {}

@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT: every command stops with a stated exit code, keeps what it has, and goes on when it is run again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.snapshot import load_snapshot, snapshots
+from pipeline.core.token_store import TokenStore
+
+STOPS = [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by SIGINT")]
+ENDLESS = ["images=4000000", "snapshot_every=4000000"]  # no snapshot but that of the signal
+
+
+def stop(commands, number: signal.Signals, condition: Callable[[], bool], *command: object):
+    return commands.stop_when(commands.start(*command), condition, number)
+
+
+@pytest.mark.parametrize("number, code, words", STOPS)
+@pytest.mark.parametrize("part", ["tokenizer", "maskgit"])
+def test_a_training_writes_a_snapshot_first(chain, commands, settings, tmp_path, part, number, code, words):
+    run = tmp_path / "run"
+    if part == "tokenizer":
+        command = ["stage1_tokenizer.train", f"run={run}", *settings.stage1, *ENDLESS]
+    else:
+        tokens = [f"tokens={chain.tokens}", f"prior={part}", "validate_every=4000000"]
+        command = ["stage2_prior.train", f"run={run}", *settings.stage2, *tokens, *ENDLESS]
+    stopped = stop(commands, number, lambda: (run / "stats.jsonl").exists(), *command)
+    assert stopped.code == code
+    assert stopped.error_lines == [f"{words}; run the same command again to go on"]
+    (written,) = snapshots(run / "snapshots")
+    first = load_snapshot(written)["images_seen"]
+    assert first == int(written.name) >= 24
+    # run again, it goes on from there
+    stop(commands, number, lambda: len((run / "stats.jsonl").read_text().splitlines()) > first // 24 + 2, *command)
+    assert load_snapshot(snapshots(run / "snapshots")[-1])["images_seen"] > first
+
+
+@pytest.mark.parametrize("number, code, words", STOPS)
+def test_tokenization_keeps_its_whole_shards(chain, commands, tmp_path, number, code, words):
+    out = tmp_path / "tokens"
+    shards = ("--shard-images", 8, "--batch-size", 8)
+    command = ("pipeline.tokenize_dataset", "--tokenizer", chain.tokenizer, "--out", out, *shards)
+    stopped = stop(commands, number, lambda: (out / "train/00001").exists(), *command)
+    assert stopped.code == code and stopped.error_lines == [f"{words}; run the same command again to go on"]
+    assert not (out / "store.json").exists() and not list(out.rglob(".*"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow")}
+    assert before
+    commands.succeed(*command)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what was there is not made again"
+    assert TokenStore(out).images("train") == 120
+
+
+@pytest.mark.parametrize("number, code, words", STOPS)
+def test_an_evaluation_keeps_its_finished_parts(chain, commands, tmp_path, number, code, words):
+    out = tmp_path / "eval"
+    few = ["images=40", "reference_images=40", "kid_subsets=2", "shown_images=4", "shown_groups=2", "shown_per_group=2"]
+    command = ("eval.run", *few, "--tokenizer", chain.tokenizer, "--priors", "--out", out)
+    environment = {"LGQ_CACHE": f"{tmp_path}/cache"}
+    pid = commands.start(*command, environment=environment)
+    stopped = commands.stop_when(pid, lambda: (out / "validation/result.json").exists(), number)
+    # SIGTERM ends it at once, which a shell calls 143 too
+    assert stopped.code in (code, -number) and "Traceback" not in stopped.err
+    again = commands.succeed(*command, environment=environment)
+    assert f"{out}/validation: finished before" in again.out
+    assert {path.parent.name for path in Path(out).rglob("result.json")} >= {"real", "validation", "blurred", "reconstruction"}
