@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
 The picture is cut to the size of the pipeline as training images are. Pixels outside the hole are not changed. The result
 is one PNG: the picture (its hole in grey), then one version per seed. The newest MaskGIT edits, which sees what surrounds a
-hole on all sides; `--prior ar` sees what comes before it."""
+hole on all sides; `--prior ar` sees what comes before it. To interpolate, the newest prior of any kind will do."""
 
 
 def box(text: str) -> tuple[slice, slice]:
@@ -80,7 +80,8 @@ def main() -> None:
         "query": arguments.query,
         "seeds": seeds,
         "pipeline": arguments.pipeline and Path(arguments.pipeline),
-        "prior": arguments.prior or "maskgit",  # it sees what surrounds a hole on all sides
+        # MaskGIT sees what surrounds a hole on all sides; between classes there is no hole
+        "prior": arguments.prior or (None if interpolating else "maskgit"),
         "options": options,
         "out": arguments.out or Path("edits") / f"{stem}.png",
         "zoom": arguments.zoom,

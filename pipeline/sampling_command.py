@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 
 from pipeline.api import find_runs, load_pipeline, prior_folder
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, require_writable
 from pipeline.core.progress import progress_bar
 from pipeline.generator import ImageGenerator
 from stage2_prior.priors import PRIORS
@@ -70,6 +70,7 @@ def sample_to_file(request: SampleRequest, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{sampler.path}: {count} images of {sampler.names}\n{sampler.sampling}\n-> {request.out}")
         return
+    require_picture(request.out)
     images = []
     bar = progress_bar(count, "sample", enabled=count > BATCH)
     for batch in sampler.model.batches(sampler.labels, request.seeds, sampler.sampling, BATCH):
@@ -92,6 +93,13 @@ def described(generator: ImageGenerator, label: int) -> str:
     """A class by number and name."""
     names = generator.config["class_names"]
     return f"{label} ({names[label]})" if names else str(label)
+
+
+def require_picture(path: Path) -> None:
+    """UserError, before the work, where a picture of this name cannot be written."""
+    require_writable(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{path}: cannot be written (no kind of picture); choose another --out, ending in .png")
 
 
 def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None, columns: int | None = None) -> None:
