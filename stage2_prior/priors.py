@@ -45,6 +45,6 @@ def open_prior(folder: str | Path) -> Prior:
     require_saved(path)
     name = read_config(path).get("_class_name")
     kinds = {kind.__name__: kind for kind in PRIORS.values()}
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{path / CONFIG}: _class_name {name}; {did_you_mean(str(name), kinds)}")
     return load_saved(kinds[name], path)

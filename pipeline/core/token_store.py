@@ -240,7 +240,7 @@ def _load_split(path: Path, images: int, width: int) -> datasets.Dataset:
         raise UserError(f"{path}: {found} of {images} images found; delete the store and make it again")
     try:
         return datasets.concatenate_datasets(shards).with_format("numpy")
-    except ValueError:
+    except Exception:  # as above
         raise UserError(f"{path}: shards of different kinds; delete the store and make it again") from None
 
 

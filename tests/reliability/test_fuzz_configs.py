@@ -115,7 +115,7 @@ def test_bombs(fuzzer, tmp_path):
             for text in (BOMB + f"{place}: *i", BOMB, f"{place}: " + "{a: " * 600 + "1" + "}" * 600):
                 file.write_text(text)
                 fuzzer.attempt(f"{schema.__name__} {place}", load_config, schema, file)
-    for target in (tmp_path, tmp_path / "nothing", Path("/dev/null/x"), Path("a\0b"), Path("x" * 5000), Path("\udcff.yaml")):
+    for target in (tmp_path, tmp_path / "nothing", Path("/dev/null/x"), Path("a\0b"), Path("x" * 300), Path("\udcff.yaml")):
         fuzzer.attempt(str(target)[:40], load_config, Stage1Config, target)
 
 
@@ -125,7 +125,7 @@ def test_dry_runs_of_models_that_cannot_be(fuzzer, chain, settings, scale):
     both = [(Stage1Config, [*settings.stage1, "run=runs/none"], dry_run_tokenizer), (Stage2Config, stage2, dry_run_prior)]
     trees = [to_dict(stage1), to_dict(load_config(Stage2Config, None, stage2))]
     parts = [[path for path in paths(values) if path[0] in ("quantizer", "backbone", "prior", "image_size")] for values in trees]
-    for number in range(40 * scale):
+    for number in range(30 * scale):
         random = fuzzer.random(number)
         which = number % 2
         schema, overrides, dry_run = both[which]

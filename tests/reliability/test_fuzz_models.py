@@ -92,7 +92,7 @@ def other_config(path: Path, random: Random) -> None:
 
 
 def test_damaged_models(saved, fuzzer, tmp_path, scale):
-    for number in range(150 * scale):
+    for number in range(120 * scale):
         random = fuzzer.random(number)
         name = random.choice(sorted(saved))
         folder, load = tmp_path / str(number), saved[name][1]
@@ -105,7 +105,7 @@ def test_damaged_models(saved, fuzzer, tmp_path, scale):
         damage(path, random)
         case = f"{number} {name} {damage.__name__} {path.relative_to(folder)}"
         model = fuzzer.attempt(case, load, folder)
-        harmless = path.read_bytes() == before or path.name not in (CONFIG, WEIGHTS)
+        harmless = path.read_bytes().strip() == before.strip() or path.name not in (CONFIG, WEIGHTS)
         if model is not None and not harmless and damage is not other_config:
             fuzzer.fault(case, "loads")
         shutil.rmtree(folder)
@@ -124,7 +124,8 @@ def test_bombs_under_every_name(saved, fuzzer, tmp_path):
     bombs = fuzzer.bombs | {"torch": torch_file(fuzzer.bombs["pickle 2"])}
     for name, (path, load) in saved.items():
         for kind, bomb in bombs.items():
-            # one folder with all of them, beside the true files and then instead of them
+            # one folder with all of them, beside the true files and then instead of one after the other
+            needed = {file.relative_to(path) for file in path.rglob("*") if file.name in (CONFIG, WEIGHTS, "model_index.json")}
             folder = tmp_path / f"{name} {kind}"
             shutil.copytree(path, folder)
             parts = [folder, *(part for part in (folder / "tokenizer", folder / "prior") if part.is_dir())]
@@ -133,7 +134,7 @@ def test_bombs_under_every_name(saved, fuzzer, tmp_path):
                     if not (part / file).exists():
                         (part / file).write_bytes(bomb)
             fuzzer.attempt(f"{folder.name}, beside", load, folder)
-            for file in [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]:
+            for file in (folder / each for each in needed):
                 original = file.read_bytes()
                 file.write_bytes(bomb)
                 fuzzer.require(f"{folder.name} {file.name}", fuzzer.attempt(f"{folder.name} {file.name}", load, folder) is None, "loads")
@@ -158,7 +159,7 @@ def test_indices_that_name_modules_and_programs(saved, fuzzer, tmp_path):
 
 def test_damaged_snapshots(chain, fuzzer, tmp_path, scale):
     bombs = list(fuzzer.bombs.values())
-    for number in range(40 * scale):
+    for number in range(30 * scale):
         random = fuzzer.random(number)
         folder = tmp_path / str(number)
         shutil.copytree(random.choice([chain.tokenizer, chain.ar]) / "snapshots", folder)

@@ -79,9 +79,17 @@ def _listed(path: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
     """What is in a folder; UserError where it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            yield entries
+            yield (_named(entry) for entry in entries)
     except OSError as error:
         raise UserError(f"data.path: {path} cannot be read ({error.strerror}); mend that or remove it") from None
+
+
+def _named(entry: os.DirEntry[str]) -> os.DirEntry[str]:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"data.path: {entry.path} has a name that is not UTF-8; rename it") from None
+    return entry
 
 
 def _list_images(path: Path) -> Files:
