@@ -27,7 +27,7 @@ from pipeline.core.token_store import TokenStore, read_identity
 from pipeline.editing import encode
 from pipeline.editing_command import read_picture
 from pipeline.generator import ImageGenerator
-from pipeline.sampling_command import described, newest_prior
+from pipeline.sampling_command import described, newest_prior, write_picture
 from pipeline.token_coding import Models, coding_options, compress, decompress, environment_differences, require_models
 from stage2_prior.prior import Prior
 
@@ -104,7 +104,7 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
             own = [image for image in wanted if image in rows]
             pixels = model.decode(tokens[[image - rows.start for image in own]]).permute(0, 2, 3, 1).cpu().numpy()
             for image, picture in zip(own, pixels, strict=True):
-                save_picture(picture, out / f"{image:05d}.png")
+                write_picture(Image.fromarray(picture), out / f"{image:05d}.png")
             bar.update(len(own))
     print(f"{out}: {len(wanted)} images of {file} by {path}" + (f" ({note}: the checksums hold)" if note else ""))
 
@@ -262,12 +262,3 @@ def only_class(model: ImageGenerator, query: str) -> int:
         names = ", ".join(described(model, label) for label in classes[:4])
         raise UserError(f"--class: {query!r} are {len(classes)} classes ({names}, …); give one")
     return classes[0]
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Write one PNG; UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another --out") from None

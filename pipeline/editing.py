@@ -59,7 +59,8 @@ def inpaint(
     """
     require_alike(images=images, masks=masks, labels=class_labels, seeds=seeds)
     if masks.shape[-2:] != images.shape[-2:]:
-        raise UserError(f"masks: {tuple(masks.shape[-2:])} pixels, the images {tuple(images.shape[-2:])}; give masks of their size")
+        sizes = [tuple(given.shape[-2:]) for given in (masks, images)]
+        raise UserError(f"masks: of {sizes[0]} pixels, the images of {sizes[1]}; give masks of their size")
     given = encode(model, blank(images, masks)).masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None], UNKNOWN)
     tokens = model.prior.sample(class_labels, sampling, seeds, given=given, progress=progress).tokens
     filled = model.decode(tokens).to(images.device)

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.core.errors import UserError
+from pipeline.core.progress import close_bars
 
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, then run the same command again"),
@@ -72,24 +73,23 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         stop_with_launcher()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    said, code = "", 0
     try:
         main()
-        code = 0
     except UserError as error:
-        print(f"{prefix}error: {error}", file=sys.stderr)
-        code = 2
+        said, code = f"error: {error}", 2
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
         place = UserError(f"{error.filename or 'a file'}: {error.strerror}; {REMEDIES[error.errno]}")
-        print(f"{prefix}error: {place}", file=sys.stderr)
-        code = 2
+        said, code = f"error: {place}", 2
     except Interrupted as stop:
-        print(f"{prefix}{stop}; run the same command again to go on", file=sys.stderr)
-        code = stop.exit_code
+        said, code = f"{stop}; run the same command again to go on", stop.exit_code
     except KeyboardInterrupt:
-        print(f"{prefix}stopped; run the same command again to go on", file=sys.stderr)
-        code = 130
+        said, code = "stopped; run the same command again to go on", 130
+    if said:
+        close_bars()
+        print(f"{prefix}{said}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
+from yaml.composer import ComposerError
 
 from pipeline.core.errors import UserError
 
@@ -107,7 +108,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             problem = f"an alias (*{event.anchor}), which is not supported here; write the value out"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -268,7 +269,8 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
         if isinstance(value, str) and any(field.name == "name" for field in dataclasses.fields(kind)):
             value = {"name": value}
         if not isinstance(value, Mapping):
-            raise UserError(f"{place}: {_short(value)}; expected settings, for example {place.removeprefix('config.')}.name=value")
+            example = f"{place.removeprefix('config.')}.name=value"
+            raise UserError(f"{place}: {_short(value)}; expected settings, for example {example}")
         return _build(kind, value, place)  # pyright: ignore[reportArgumentType]
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

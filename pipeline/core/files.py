@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -41,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raises UserError where a file cannot come to be, for all that can be known before the work; makes nothing."""
+    """Raises UserError where a file cannot come to be, for all that can be known before the work; leaves nothing."""
     try:
         if path.is_dir():
             raise UserError(f"{path}: cannot be written (it is a folder); choose another --out")
@@ -51,8 +52,11 @@ def require_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); choose another --out") from None
     if not nearest.is_dir():
         raise UserError(f"{path}: cannot be written ({nearest} is no folder); choose another --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: cannot be written ({nearest} may not be changed); choose another --out")
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
 
 
 @contextmanager

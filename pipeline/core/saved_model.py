@@ -37,7 +37,9 @@ def load_saved(kind: type[Model], folder: Path) -> Model:
         with torch.device("meta"):  # shapes without memory
             expected = kind(**arguments).state_dict()
     except Exception as error:  # a damaged configuration may break a constructor anywhere
-        raise UserError(f"{folder / CONFIG}: describes no {kind.__name__} ({first_line(error)}); save or copy it again") from None
+        raise UserError(
+            f"{folder / CONFIG}: describes no {kind.__name__} ({first_line(error)}); save or copy it again"
+        ) from None
     try:
         with safe_open(file, "pt") as held:
             found = {key: held.get_slice(key) for key in held.keys()}  # noqa: SIM118  (no mapping)

@@ -73,7 +73,7 @@ class TokenStore:
             self.unreadable: list[str] = list(summary["unreadable"])
             counts = {split: int(summary["images"][split]) for split in SPLITS}
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{self.path / 'store.json'}: damaged; delete it and run pipeline/tokenize_dataset.py again") from None
+            raise UserError(f"{self.path / 'store.json'}: damaged; delete it and tokenize again") from None
         width = self.spec.t * self.spec.d
         self.splits = {split: _load_split(self.path / split, count, width) for split, count in counts.items()}
 
@@ -111,10 +111,13 @@ class TokenStore:
             tokens = np.where(mirrored[:, None], columns["mirrored"], tokens)
         shaped = torch.from_numpy(tokens.astype(np.int64)).view(len(rows), self.spec.t, self.spec.d)
         labels = torch.from_numpy(np.array(columns["label"], dtype=np.int64))
+        problem = None
         if (shaped < 0).any() or (shaped >= torch.tensor(self.spec.sizes)).any():
-            raise UserError(f"{self.path / split}: a token outside {list(self.spec.sizes)}; delete the store and make it again")
-        if (labels < 0).any() or (labels >= self.num_classes).any():
-            raise UserError(f"{self.path / split}: a label of none of {self.num_classes} classes; delete the store and make it again")
+            problem = f"a token outside {list(self.spec.sizes)}"
+        elif (labels < 0).any() or (labels >= self.num_classes).any():
+            problem = f"a label of none of the {self.num_classes} classes"
+        if problem:
+            raise UserError(f"{self.path / split}: {problem}; delete the store and make it again")
         return shaped, labels
 
     def training_batches(

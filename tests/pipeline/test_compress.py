@@ -46,7 +46,9 @@ def coded(chain, commands, pictures, request, tmp_path_factory):
 def model(coded):
     """The pipeline of `coded`, and its prior as files know it."""
     generator = load_pipeline(coded.run)
-    return SimpleNamespace(generator=generator, known=identified(generator.prior, coded.run))
+    torch.set_flush_denormal(True)  # as the commands do
+    yield SimpleNamespace(generator=generator, known=identified(generator.prior, coded.run))
+    torch.set_flush_denormal(False)
 
 
 def test_the_pictures_are_those_of_the_tokens_that_went_in(coded, model, commands, pictures, tmp_path):

@@ -16,7 +16,10 @@ from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECONDS = 240  # a command trains nothing here; CI is slow
-NUMBERS = ["-1", "0", "1", "2", "3", "1e3", "x", "", "nan", "inf", "-inf", "9" * 30, "0.5", "1.5", "-0.0", "١", "0x1", "1_0", " 1"]
+NUMBERS = [
+    *("-1", "0", "1", "2", "3", "1e3", "x", "", "nan", "inf", "-inf", "9" * 30, "0.5", "1.5", "-0.0"),
+    *("\u0661", "0x1", "1_0", " 1"),
+]
 SEEDS = ["", "-", "1-", "a", "3-1", "0-2", "1,1", "1,,2", "9" * 25, "0-99999999999", "²", "1\n2"]
 CLASSES = ["star", "st", "strr", "", "-1", "10", "99", "9" * 5000, "*", "(", "é", "\udcff", "4"]
 
@@ -93,7 +96,15 @@ class Words:
         way = self.random.choice(list(ways))
         picture = "interpolate" if way == "--to" else self.place(self.folder / "photo.png")
         more = [f"--images={self.pick(3, *NUMBERS[:8])}"] if way == "--to" else []
-        return ["pipeline.edit", *self.sampling(), f"{way}={ways[way]}", *more, f"--out={self.written('edit.png')}", "--", picture]
+        return [
+            "pipeline.edit",
+            *self.sampling(),
+            f"{way}={ways[way]}",
+            *more,
+            f"--out={self.written('edit.png')}",
+            "--",
+            picture,
+        ]
 
     def compress(self) -> list[str]:
         common = ["--pipeline", self.run("maskgit", "ar"), *self.some(("--batch-size", 2, NUMBERS))]
@@ -110,10 +121,30 @@ class Words:
 
     def tokenize(self) -> list[str]:
         options = [(name, 16, NUMBERS) for name in ("--batch-size", "--shard-images")]
-        options += [("--workers", 0, ["-1", "x", "1.5"]), ("--max-unreadable", 0.5, NUMBERS), ("--precision", "no", ["x", "fp16"])]
-        settings = [f"data.{key}={value}" for key, value in (("image_size", 16), ("train_per_class", 2), ("validation_per_class", 1))]
-        bad = ["data.image_size=0", "data.train_per_class=x", "data.path=/", "x", "data.", "data.image_size=[1]", "data.name=folder"]
-        words = ["--tokenizer", self.run("tokenizer"), "--data", self.pick("shapes", "folder", "shape", "hub", ""), *self.some(*options)]
+        options += [
+            ("--workers", 0, ["-1", "x", "1.5"]),
+            ("--max-unreadable", 0.5, NUMBERS),
+            ("--precision", "no", ["x", "fp16"]),
+        ]
+        settings = [
+            f"data.{key}={value}" for key, value in (("image_size", 16), ("train_per_class", 2), ("validation_per_class", 1))
+        ]
+        bad = [
+            "data.image_size=0",
+            "data.train_per_class=x",
+            "data.path=/",
+            "x",
+            "data.",
+            "data.image_size=[1]",
+            "data.name=folder",
+        ]
+        words = [
+            "--tokenizer",
+            self.run("tokenizer"),
+            "--data",
+            self.pick("shapes", "folder", "shape", "hub", ""),
+            *self.some(*options),
+        ]
         settings = [self.pick(setting, *bad) for setting in settings]
         return ["pipeline.tokenize_dataset", *words, f"--out={self.written('tokens')}", "--", *settings]
 
@@ -127,7 +158,13 @@ class Words:
     def train(self) -> list[str]:
         stage = self.random.choice(["stage1_tokenizer", "stage2_prior"])
         tokens = [f"tokens={self.run('tokens')}"] if stage == "stage2_prior" else []
-        settings = [("images", 8, NUMBERS), ("seed", 1, NUMBERS), ("optim.lr", 1e-3, NUMBERS), ("x", 1, ["1"]), ("batch_size", 4, NUMBERS)]
+        settings = [
+            ("images", 8, NUMBERS),
+            ("seed", 1, NUMBERS),
+            ("optim.lr", 1e-3, NUMBERS),
+            ("x", 1, ["1"]),
+            ("batch_size", 4, NUMBERS),
+        ]
         config = [f"--config={self.random.choice(self.places)}"] if self.random.random() < 0.3 else []
         dry = [] if config else ["--dry-run"]
         return [f"{stage}.train", *config, *dry, "--", f"run={self.written('run')}", *tokens, *self.some(*settings)]

@@ -27,18 +27,113 @@ SCHEMAS: dict[type, Path] = {
 }
 NASTY: list[Any] = [
     *(None, True, False, 0, 1, -1, 3, 7, -0.5, 0.3, 1.5, 1e300, float("inf"), float("-inf"), float("nan")),
-    *(2**31, 2**63, 10**400, -(10**30), "", " ", "text", "1e3", "nan", "0x10", "null", "a" * 5000, "é\u2028\x1b[2J\n", "\ud7ff"),
-    *("../../../etc/passwd", "/dev/null", "~nobody", [], [1], [1, 2, 3], [[]], [None], ["a"], {}, {"name": None}, {"name": "x"}),
-    *({"a": {"b": {"c": 1}}}, {"name": ["lgq"]}, {"": 1}, [{"name": "vq"}] * 50, "2020-01-01", "lgq", "fsq", "maskgit", "shapes"),
+    *(
+        2**31,
+        2**63,
+        10**400,
+        -(10**30),
+        "",
+        " ",
+        "text",
+        "1e3",
+        "nan",
+        "0x10",
+        "null",
+        "a" * 5000,
+        "é\u2028\x1b[2J\n",
+        "\ud7ff",
+    ),
+    *(
+        "../../../etc/passwd",
+        "/dev/null",
+        "~nobody",
+        [],
+        [1],
+        [1, 2, 3],
+        [[]],
+        [None],
+        ["a"],
+        {},
+        {"name": None},
+        {"name": "x"},
+    ),
+    *(
+        {"a": {"b": {"c": 1}}},
+        {"name": ["lgq"]},
+        {"": 1},
+        [{"name": "vq"}] * 50,
+        "2020-01-01",
+        "lgq",
+        "fsq",
+        "maskgit",
+        "shapes",
+    ),
 ]
 TEXTS: list[bytes] = [
-    *(b"", b"#", b"\0", b"\xff\xfe", b"\x80abc", b"\t", b"a:\tb", b"\ta: 1", b"- 1\n- 2", b"text", b"1", b"a: 1\na: 2", b"{", b"["),
-    *(b"a: [1, 2", b"a: 'b", b"a: *b", b"&a [*a]", b"a: &b 1\nc: *b", b"? [1]\n: 2", b"1: 2", b"null: 1", b"a: !!set {b}", b"%YAML 9.9"),
-    *(b"a: !!binary aGk=", b"a: 2020-13-45", b"a: 2020-01-01", b"a: !!python/object/apply:os.system [true]", b"!!python/name:os"),
-    *(b"--- 1\n--- 2", b"a: !!int x", b"a: !!float x", b"a: !unknown 1", b"a: 1e999", b"a: " + b"9" * 6000, b"a: .nan", b"<<: 3"),
-    *(b"include: 3", b"include: [3]", b"include: .", b"include: nothing.yaml", b"include: ''", b"include: /dev/null", b"include: a\0b"),
+    *(
+        b"",
+        b"#",
+        b"\0",
+        b"\xff\xfe",
+        b"\x80abc",
+        b"\t",
+        b"a:\tb",
+        b"\ta: 1",
+        b"- 1\n- 2",
+        b"text",
+        b"1",
+        b"a: 1\na: 2",
+        b"{",
+        b"[",
+    ),
+    *(
+        b"a: [1, 2",
+        b"a: 'b",
+        b"a: *b",
+        b"&a [*a]",
+        b"a: &b 1\nc: *b",
+        b"? [1]\n: 2",
+        b"1: 2",
+        b"null: 1",
+        b"a: !!set {b}",
+        b"%YAML 9.9",
+    ),
+    *(
+        b"a: !!binary aGk=",
+        b"a: 2020-13-45",
+        b"a: 2020-01-01",
+        b"a: !!python/object/apply:os.system [true]",
+        b"!!python/name:os",
+    ),
+    *(
+        b"--- 1\n--- 2",
+        b"a: !!int x",
+        b"a: !!float x",
+        b"a: !unknown 1",
+        b"a: 1e999",
+        b"a: " + b"9" * 6000,
+        b"a: .nan",
+        b"<<: 3",
+    ),
+    *(
+        b"include: 3",
+        b"include: [3]",
+        b"include: .",
+        b"include: nothing.yaml",
+        b"include: ''",
+        b"include: /dev/null",
+        b"include: a\0b",
+    ),
     *(b"[" * 20000, b"{a: " * 3000, b"- " * 5000, b"a: " * 3000, b"a: " + b"x" * 1_000_000, b"x: 1\n" * 3000, b"a: |\n  b\n c"),
-    *(b"run: \xc3", b"run: \xf0\x9f", b"\xef\xbb\xbfseed: 1", b"seed: 1\r\n", b"seed: 1\x85", b"\x1b[31mseed: 1", b"seed: 0b11"),
+    *(
+        b"run: \xc3",
+        b"run: \xf0\x9f",
+        b"\xef\xbb\xbfseed: 1",
+        b"seed: 1\r\n",
+        b"seed: 1\x85",
+        b"\x1b[31mseed: 1",
+        b"seed: 0b11",
+    ),
 ]
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -89,7 +184,9 @@ def test_broken_texts(fuzzer, tmp_path, scale):
             text = bytearray(SCHEMAS[schema].read_bytes())
             for _ in range(random.choice([1, 1, 3, 20])):
                 place = random.randrange(len(text) + 1)
-                damage = random.choice([b"\t", b"\0", b":", b"- ", b"[", b"{", b"}", b"&a ", b"*a", b"!!", b"\xff", b"\n", b"'", b"#"])
+                damage = random.choice(
+                    [b"\t", b"\0", b":", b"- ", b"[", b"{", b"}", b"&a ", b"*a", b"!!", b"\xff", b"\n", b"'", b"#"]
+                )
                 text[place : place + random.randrange(4)] = damage
             if random.random() < 0.2:
                 text = text[: random.randrange(len(text))]
@@ -99,8 +196,38 @@ def test_broken_texts(fuzzer, tmp_path, scale):
 
 def test_overrides(fuzzer, scale):
     keys = [".".join(path) for schema in SCHEMAS for path in paths(to_dict(load_config(schema, SCHEMAS[schema])))]
-    texts = ["", "=", "a", "a=", ".=1", "a..b=1", "run", "=run", "run.x=1", "optim=3", "optim.lr.x=1", "loss=", "quantizer.name.x=1"]
-    values = ["", "[", "{", "*a", "&a", "!!set {a}", "- ", "'", "é", "1e999", "9" * 5000, ".nan", "~", "{a: {b: [1, {c: 2}]}}", "\0"]
+    texts = [
+        "",
+        "=",
+        "a",
+        "a=",
+        ".=1",
+        "a..b=1",
+        "run",
+        "=run",
+        "run.x=1",
+        "optim=3",
+        "optim.lr.x=1",
+        "loss=",
+        "quantizer.name.x=1",
+    ]
+    values = [
+        "",
+        "[",
+        "{",
+        "*a",
+        "&a",
+        "!!set {a}",
+        "- ",
+        "'",
+        "é",
+        "1e999",
+        "9" * 5000,
+        ".nan",
+        "~",
+        "{a: {b: [1, {c: 2}]}}",
+        "\0",
+    ]
     for number in range(100 * scale):
         random = fuzzer.random(number)
         schema = random.choice(list(SCHEMAS))
@@ -124,11 +251,19 @@ def test_dry_runs_of_models_that_cannot_be(fuzzer, chain, settings, scale):
     stage2 = [*settings.stage2, "run=runs/none", f"tokens={chain.tokens}", "prior=ar"]
     both = [(Stage1Config, [*settings.stage1, "run=runs/none"], dry_run_tokenizer), (Stage2Config, stage2, dry_run_prior)]
     trees = [to_dict(stage1), to_dict(load_config(Stage2Config, None, stage2))]
-    parts = [[path for path in paths(values) if path[0] in ("quantizer", "backbone", "prior", "image_size")] for values in trees]
+    parts = [
+        [path for path in paths(values) if path[0] in ("quantizer", "backbone", "prior", "image_size")] for values in trees
+    ]
     for number in range(30 * scale):
         random = fuzzer.random(number)
         which = number % 2
         schema, overrides, dry_run = both[which]
         place, value = ".".join(parts[which][number // 2 % len(parts[which])]), random.choice(NASTY)
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-        fuzzer.attempt(f"{place}={text[:60]!r}", lambda s, o, run: run(load_config(s, None, o)), schema, [*overrides, f"{place}={text}"], dry_run)
+        fuzzer.attempt(
+            f"{place}={text[:60]!r}",
+            lambda s, o, run: run(load_config(s, None, o)),
+            schema,
+            [*overrides, f"{place}={text}"],
+            dry_run,
+        )

@@ -23,6 +23,7 @@ from pipeline.editing_command import read_picture
 
 COLOUR = (200, 100, 50)
 GREY = round(0.299 * COLOUR[0] + 0.587 * COLOUR[1] + 0.114 * COLOUR[2])
+GREYS = (GREY, GREY, GREY)
 
 
 def plain(mode: str) -> Callable[[tuple[int, int]], Image.Image]:
@@ -42,11 +43,11 @@ KINDS: dict[str, tuple[Callable[[tuple[int, int]], Image.Image], str, tuple[int,
     **{f"RGB {form}": (plain("RGB"), form, COLOUR) for form in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")},
     "palette": (plain("P"), "PNG", COLOUR),
     "palette GIF": (plain("P"), "GIF", COLOUR),
-    "grey": (plain("L"), "PNG", (GREY,) * 3),
-    "grey JPEG": (plain("L"), "JPEG", (GREY,) * 3),
-    "grey with alpha": (plain("LA"), "PNG", (GREY,) * 3),
-    "16 bits": (sixteen_bits, "PNG", (GREY,) * 3),
-    "16 bits TIFF": (sixteen_bits, "TIFF", (GREY,) * 3),
+    "grey": (plain("L"), "PNG", GREYS),
+    "grey JPEG": (plain("L"), "JPEG", GREYS),
+    "grey with alpha": (plain("LA"), "PNG", GREYS),
+    "16 bits": (sixteen_bits, "PNG", GREYS),
+    "16 bits TIFF": (sixteen_bits, "TIFF", GREYS),
     "CMYK": (plain("CMYK"), "JPEG", COLOUR),
     "CMYK TIFF": (plain("CMYK"), "TIFF", COLOUR),
     "with alpha": (plain("RGBA"), "PNG", COLOUR),

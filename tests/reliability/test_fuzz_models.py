@@ -18,12 +18,54 @@ from pipeline.api import load_pipeline, load_prior, load_tokenizer
 from pipeline.core.snapshot import load_newest_snapshot, snapshots
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-VALUES: list[Any] = [None, True, -1, 0, 1, 3, 17, 2**40, 10**30, 0.5, -1.5, "", "text", "fsq", [], [1], [[]], [3, 4], [10**9], {}, {"name": "vq"}]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    17,
+    2**40,
+    10**30,
+    0.5,
+    -1.5,
+    "",
+    "text",
+    "fsq",
+    [],
+    [1],
+    [[]],
+    [3, 4],
+    [10**9],
+    {},
+    {"name": "vq"},
+]
 # what diffusers, transformers, torch and datasets may look for
 NAMES = [
-    *("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
-    *("diffusion_pytorch_model.bin.index.json", "pytorch_model.bin.index.json", "model.bin", "model.pt", "weights.pth", "pipeline.py"),
-    *("modeling_image_tokens.py", "tokenizer.py", "prior.py", "__init__.py", "conftest.py", "sitecustomize.py", "training.json"),
+    *(
+        "diffusion_pytorch_model.bin",
+        "pytorch_model.bin",
+        "model.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    ),
+    *(
+        "diffusion_pytorch_model.bin.index.json",
+        "pytorch_model.bin.index.json",
+        "model.bin",
+        "model.pt",
+        "weights.pth",
+        "pipeline.py",
+    ),
+    *(
+        "modeling_image_tokens.py",
+        "tokenizer.py",
+        "prior.py",
+        "__init__.py",
+        "conftest.py",
+        "sitecustomize.py",
+        "training.json",
+    ),
     *("tokens.json", "model_index.json", "scheduler_config.json", "generation_config.json", "dataset_info.json", "state.json"),
 ]
 
@@ -42,7 +84,9 @@ def saved(chain, tmp_path_factory):
 
 def cut(path: Path, random: Random) -> None:
     content = path.read_bytes()
-    path.write_bytes(content[: random.choice([0, 1, 7, 8, 9, 40, len(content) // 2, len(content) - 1, random.randrange(len(content))])])
+    path.write_bytes(
+        content[: random.choice([0, 1, 7, 8, 9, 40, len(content) // 2, len(content) - 1, random.randrange(len(content))])]
+    )
 
 
 def flip_header(path: Path, random: Random) -> None:
@@ -78,7 +122,19 @@ def other_tensors(path: Path, random: Random) -> None:
 
 def other_config(path: Path, random: Random) -> None:
     if random.random() < 0.2:
-        texts = [b"", b"{", b"[]", b"null", b"3", b"\xff", b"[" * 50000, b'{"a": 1}', b'"' + b"x" * 10**6 + b'"', b"9" * 5000, b"NaN"]
+        texts = [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"3",
+            b"\xff",
+            b"[" * 50000,
+            b'{"a": 1}',
+            b'"' + b"x" * 10**6 + b'"',
+            b"9" * 5000,
+            b"NaN",
+        ]
         path.write_bytes(random.choice(texts))
         return
     config = json.loads(path.read_text())
@@ -137,7 +193,9 @@ def test_bombs_under_every_name(saved, fuzzer, tmp_path):
             for file in (folder / each for each in needed):
                 original = file.read_bytes()
                 file.write_bytes(bomb)
-                fuzzer.require(f"{folder.name} {file.name}", fuzzer.attempt(f"{folder.name} {file.name}", load, folder) is None, "loads")
+                fuzzer.require(
+                    f"{folder.name} {file.name}", fuzzer.attempt(f"{folder.name} {file.name}", load, folder) is None, "loads"
+                )
                 file.unlink()
                 fuzzer.attempt(f"{folder.name} without {file.name}", load, folder)
                 file.write_bytes(original)
@@ -146,7 +204,17 @@ def test_bombs_under_every_name(saved, fuzzer, tmp_path):
 def test_indices_that_name_modules_and_programs(saved, fuzzer, tmp_path):
     path, load = saved["pipeline"]
     index = json.loads((path / "model_index.json").read_text())
-    values = ["antigravity", ["pipeline", "ImageGenerator"], ["os", "system"], ["program", "X"], ["diffusers", "nothing"], None, 3, [], {}]
+    values = [
+        "antigravity",
+        ["pipeline", "ImageGenerator"],
+        ["os", "system"],
+        ["program", "X"],
+        ["diffusers", "nothing"],
+        None,
+        3,
+        [],
+        {},
+    ]
     for number, value in enumerate(values):
         for key in ("_class_name", "tokenizer", "prior", "class_names", "class_ids", "groups", "_name_or_path", "auto_map"):
             folder = tmp_path / f"{number} {key}"

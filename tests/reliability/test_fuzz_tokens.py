@@ -19,7 +19,29 @@ from pipeline.compress_command import identified
 from pipeline.core.token_file import CHECK, START, VERSION, TokenFile, read_token_file
 from pipeline.token_coding import coding_options, compress, decompress
 
-VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 10**400, 0.5, "", "text", "é\n", "a" * 64, [], [1], [[]], {}, {"a": 1}]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    7,
+    2**31,
+    2**63,
+    10**400,
+    0.5,
+    "",
+    "text",
+    "é\n",
+    "a" * 64,
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+]
 
 
 @pytest.fixture(scope="module", params=["maskgit", "ar"])
@@ -143,8 +165,8 @@ def test_damaged_token_stores(chain, fuzzer, tmp_path, scale):
         for split in ("train", "validation"):
             store.batch(split, range(store.images(split)))
         for tokens, labels in store.training_batches(0, 40, 8, 0):
-            assert 0 <= tokens.min() and tokens.max() < max(spec.sizes), "a token that cannot be"
-            assert 0 <= labels.min() and labels.max() < store.num_classes, "a label that cannot be"
+            assert tokens.min() >= 0 and tokens.max() < max(spec.sizes), "a token that cannot be"
+            assert labels.min() >= 0 and labels.max() < store.num_classes, "a label that cannot be"
 
     for number in range(40 * scale):
         random = fuzzer.random(number)

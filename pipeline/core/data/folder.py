@@ -97,7 +97,7 @@ def _list_images(path: Path) -> Files:
     with _listed(path) as entries:
         found = [(entry.name, entry.stat(follow_symlinks=entry.is_file())) for entry in entries
                  if entry.name.lower().endswith(EXTENSIONS) and entry.name[0] != "."
-                 and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry.path))]
+                 and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))]
     files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
     if not files:
         raise UserError(f"data.path: {path} has no images ({', '.join(EXTENSIONS)}); add some or remove the folder")
