@@ -86,7 +86,7 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
         described = read_json(index)
         names = described if isinstance(described, dict) else {}
         lists = [names.get(kind) for kind in ("class_names", "class_ids", "groups")]
-        return assembled(load_tokenizer(path / "tokenizer"), load_prior(path / "prior"), lists, index)
+        return _assembled(load_tokenizer(path / "tokenizer"), load_prior(path / "prior"), lists, index)
     folder = prior_folder(path)
     identity = read_identity(folder / "tokens.json")
     tokenizer = load_tokenizer(identity.tokenizer)
@@ -97,10 +97,10 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
             f"({identity.tokenizer_sha256[:12]}); tokenize and train the prior again"
         )
     lists = [identity.class_names, identity.class_ids, identity.groups]
-    return assembled(tokenizer, load_prior(folder), lists, folder / "tokens.json")
+    return _assembled(tokenizer, load_prior(folder), lists, folder / "tokens.json")
 
 
-def assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], place: Path) -> ImageGenerator:
+def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], place: Path) -> ImageGenerator:
     """A pipeline of two parts, with the names, ids and groups of its classes that a file tells.
 
     Raises UserError where they are no lists of texts, one for each class, and where the parts do not belong together.

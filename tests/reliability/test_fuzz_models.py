@@ -19,53 +19,17 @@ from pipeline.core.snapshot import load_newest_snapshot, snapshots
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 VALUES: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    3,
-    17,
-    2**40,
-    10**30,
-    0.5,
-    -1.5,
-    "",
-    "text",
-    "fsq",
-    [],
-    [1],
-    [[]],
-    [3, 4],
-    [10**9],
-    {},
+    *(None, True, -1, 0, 1, 3, 17, 2**40, 10**30, 0.5, -1.5, "", "text", "fsq", [], [1], [[]], [3, 4], [10**9], {}),
     {"name": "vq"},
 ]
 # what diffusers, transformers, torch and datasets may look for
 NAMES = [
-    *(
-        "diffusion_pytorch_model.bin",
-        "pytorch_model.bin",
-        "model.safetensors",
-        "diffusion_pytorch_model.safetensors.index.json",
-    ),
-    *(
-        "diffusion_pytorch_model.bin.index.json",
-        "pytorch_model.bin.index.json",
-        "model.bin",
-        "model.pt",
-        "weights.pth",
-        "pipeline.py",
-    ),
-    *(
-        "modeling_image_tokens.py",
-        "tokenizer.py",
-        "prior.py",
-        "__init__.py",
-        "conftest.py",
-        "sitecustomize.py",
-        "training.json",
-    ),
+    *("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.safetensors"),
+    "diffusion_pytorch_model.safetensors.index.json",
+    *("diffusion_pytorch_model.bin.index.json", "pytorch_model.bin.index.json", "model.bin", "model.pt", "weights.pth"),
+    "pipeline.py",
+    *("modeling_image_tokens.py", "tokenizer.py", "prior.py", "__init__.py", "conftest.py", "sitecustomize.py"),
+    "training.json",
     *("tokens.json", "model_index.json", "scheduler_config.json", "generation_config.json", "dataset_info.json", "state.json"),
 ]
 

@@ -20,26 +20,7 @@ from pipeline.core.token_file import CHECK, START, VERSION, TokenFile, read_toke
 from pipeline.token_coding import coding_options, compress, decompress
 
 VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    -1,
-    0,
-    1,
-    2,
-    7,
-    2**31,
-    2**63,
-    10**400,
-    0.5,
-    "",
-    "text",
-    "é\n",
-    "a" * 64,
-    [],
-    [1],
-    [[]],
-    {},
+    *(None, True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 10**400, 0.5, "", "text", "é\n", "a" * 64, [], [1], [[]], {}),
     {"a": 1},
 ]
 
