@@ -67,4 +67,5 @@ def seed_list(text: str) -> list[int]:
 
 def file_name(text: str) -> str:
     """A text as part of a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in text.strip())[:80].strip("-.") or "sample"
+    letters = (letter if letter.isalnum() or letter in "-." else "-" for letter in text.strip()[:80])
+    return "".join(letters).strip("-.") or "sample"

@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, then stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="options of the data, e.g. data.path=/my/images")
     arguments = parser.parse_intermixed_args()  # options and settings in any order
-    for name, least, most in (("batch_size", 1, 2**20), ("shard_images", 1, 2**31), ("workers", 0, 1024), ("max_unreadable", 0, 1)):
+    limits = {"batch_size": (1, 2**20), "shard_images": (1, 2**31), "workers": (0, 1024), "max_unreadable": (0, 1)}
+    for name, (least, most) in limits.items():
         if not least <= getattr(arguments, name) <= most:
             value = getattr(arguments, name)
             raise UserError(f"--{name.replace('_', '-')}: {value}; give {least} or more, up to {most}")

@@ -98,6 +98,8 @@ def require_kinds(place: str, function: Callable[..., Any], options: Mapping[str
         if type(value) not in allowed:
             wanted = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
             raise ValueError(f"{place}.{option}: {_short(value)} is no {wanted}; give one")
+        if type(value) is int and abs(value) >= 2**31:
+            raise ValueError(f"{place}.{option}: {_short(value)} is too large for anything; give a smaller number")
 
 
 class _Loader(yaml.SafeLoader):
@@ -304,7 +306,7 @@ def _component(value: Any, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: {_short(value)}; expected a name, {did_you_mean(str(value)[:100], known_names(kind))}")
     name = given["name"]
     if name not in known_names(kind):
-        raise UserError(f"{place}: {name}: no such {kind}; {did_you_mean(name, known_names(kind))}")
+        raise UserError(f"{place}: {name[:100]}: no such {kind}; {did_you_mean(name[:100], known_names(kind))}")
     defaults = read_yaml(CONFIGS / kind / f"{name}.yaml")
     # the file may name another: configs/data/imagenet.yaml is the source "folder" with options
     return _plain({**_merge(defaults, dict(given)), "name": defaults.get("name", name)})
