@@ -170,7 +170,8 @@ class Prior(ModelMixin, ConfigMixin, ABC):
 def resolve_shape(size: str, depth: int | None, width: int | None, heads: int | None) -> Shape:
     """The shape of a named size, any of its numbers replaced.
 
-    Raises UserError for an unknown name, a number that no trunk has, or a width that the heads and the rotary positions cannot divide.
+    Raises UserError for an unknown name, a number that no trunk has, or a width that the heads and the rotary positions
+    cannot divide.
     """
     if size not in SIZES:
         raise UserError(f"prior.size: {size}; {did_you_mean(size, SIZES)}")
