@@ -7,8 +7,9 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
              `repository`: what the LGQ repository does: encodes the images in every step, with the quantizer's training
              forward (n x k distances and assignment), and works out logits of all tokens, seen ones too, over codes,
              mask and classes, with a bias for each of these at each position;
-             `all_logits`: tokens from a store, but the logits of all tokens; `ours`: logits and loss of masked tokens only.
-             The trunk is ours in all three. The encoder is that of configs/stage1/imagenet256_f16.yaml, in torch's usual
+             `all_logits`: tokens from a store, but the logits of all tokens; `ours`: logits and loss of masked tokens only;
+             `ours_compiled`: with the blocks compiled (`compile: true`).
+             The trunk is ours in all four. The encoder is that of configs/stage1/imagenet256_f16.yaml, in torch's usual
              layout of memory, as there.
   maskgit    sampling at equal steps, confidence order and guidance.
              `amused`: diffusers' AmusedScheduler with its pipeline's loop around our trunk, which needs all logits;
@@ -65,7 +66,7 @@ PARALLEL_STEPS = 24
 OTHERS = 1 + CLASSES + 1  # entries of the repository's vocabulary that are no codes
 EVERY = 16  # tokens, of which one is timed without a cache
 CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a time
-    "training": {"repository": [8], "all_logits": [8], "ours": [8]},
+    "training": {"repository": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
     "maskgit": {"amused": [4], "ours": [4], "ours_halton": [4]},
     "ar": {"uncached": [4], "llama": [4], "llama_static": [4], "ours": [4]},
     "parallel": {"ours": [1, 4], "ours_parallel": [1, 4]},
@@ -158,6 +159,8 @@ def clocked(work: Callable[[], object], device: str) -> float:
 def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     """One step of MaskGIT's training."""
     prior = MaskGITPrior(**SPEC, **SHAPE, label_smoothing=0.1, dropout=0.0).to(device).train()  # pyright: ignore[reportArgumentType]
+    if writing == "ours_compiled":
+        prior.trunk.compile_blocks()
     vectors = torch.nn.Parameter(0.02 * torch.randn(OTHERS, SHAPE["width"], device=device))  # of mask and classes
     bias = torch.nn.Parameter(torch.zeros(GRID * GRID, CODES + OTHERS, device=device))
     more = [vectors, bias] if writing == "repository" else []
@@ -171,7 +174,7 @@ def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     def step() -> None:
         tokens = stored if encode is None else encode(images)
         noise = {name: draws.to(device) for name, draws in prior.draw_noise(batch, randomness).items()}
-        if writing == "ours":
+        if writing.startswith("ours"):
             loss = prior(tokens, labels, noise) / prior.loss_count(noise)
         else:
             loss = loss_of_all(prior, tokens, labels, noise, more)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from eval.config import EvalConfig
 from eval.extractors import Extractor, load_extractor
 from eval.features import Reference, reference
 from eval.measures import Probe, fit_probes
+from eval.neighbours import thumbnails
 from pipeline.api import ImageData, load_data, tokenizer_folder
 from pipeline.core.data.cache import cache_folder
 from pipeline.core.data.images import ImageBatch, OrderedImages, UnreadableImages, collate
@@ -26,8 +27,10 @@ from pipeline.core.files import read_json
 from pipeline.core.perceptual import Perceptual, best_perceptual
 from pipeline.core.rng import generator
 
-Split = Literal["train", "validation"]
-SEARCHED = 50_000  # training images whose features are compared one by one
+Split = Literal["train", "validation", "unseen"]
+RealImages = Literal["reference", "floor", "validation", "unseen"]
+SPLITS: dict[RealImages, Split] = {"reference": "train", "floor": "train", "validation": "validation", "unseen": "unseen"}
+SEARCHED = 50_000  # training images among which copies are looked for, and held-out ones that show how near is usual
 
 
 def training_data(tokenizer: Path) -> ImageData:
@@ -49,10 +52,10 @@ class Judge:
     def __init__(self, data: ImageData, image_size: int, config: EvalConfig, device: str) -> None:
         self.data, self.image_size, self.config, self.device = data, image_size, config, device
         self.extractor: Extractor = load_extractor(config.extractor, config.weights, device)
-        self.images = {
-            "train": OrderedImages(data.train, image_size),
-            "validation": OrderedImages(data.validation, image_size),
-        }
+        splits: dict[Split, Any] = {"train": data.train, "validation": data.validation}
+        if data.unseen is not None:
+            splits["unseen"] = data.unseen
+        self.images = {split: OrderedImages(images, image_size) for split, images in splits.items()}
         for split, images in self.images.items():
             if len(images) < 40:
                 raise UserError(f"data: {len(images)} {split} images; an evaluation needs at least 40")
@@ -67,38 +70,39 @@ class Judge:
         """Whether there are enough training images for a floor from the training split beside the reference."""
         return len(self.images["train"]) >= self.config.reference_images + self.config.images
 
-    def rows(self, which: Literal["reference", "floor", "validation"]) -> list[int]:
-        """The rows of a set in its split, in random order."""
-        order = self._order("validation" if which == "validation" else "train")
+    def rows(self, which: RealImages) -> list[int]:
+        """The rows of a set in its split, in random order.
+
+        The order is the seed's and the split's alone: equal for every tokenizer, so the blocks of a jackknife are too.
+        """
+        order = self._order(SPLITS[which])
         if which == "reference":
             return order[: self.config.reference_images]
         return order[-self.config.images :] if which == "floor" else order[: self.config.images]
 
-    def batches(
-        self, split: Split, rows: Sequence[int]
-    ) -> Iterator[tuple[UInt8[Tensor, "b 3 y x"], Int[Tensor, "b"]]]:
+    def batches(self, split: Split, rows: Sequence[int]) -> Iterator[tuple[UInt8[Tensor, "b 3 y x"], Int[Tensor, "b"]]]:
         """Images and labels of some rows; unreadable ones are counted, named and left out."""
         for batch in self._collated(split, rows):
             yield batch["image"], batch["label"]
+
+    def real_batches(self, which: RealImages) -> Iterator[tuple[UInt8[Tensor, "b 3 y x"], Int[Tensor, "b"]]]:
+        """Images and labels of a set of real images."""
+        return self.batches(SPLITS[which], self.rows(which))
 
     def labels(self, split: Split, rows: Sequence[int]) -> Int[Tensor, "n"]:
         """The labels of some rows."""
         return torch.from_numpy(self.images[split].pixels.labels[list(rows)])
 
-    def real(self, which: Literal["reference", "floor", "validation"]) -> Reference:
+    def real(self, which: RealImages) -> Reference:
         """The features of a set of real images, from the cache where they are there."""
-        split: Split = "validation" if which == "validation" else "train"
         rows = self.rows(which)
-        key = self._key(split, which, len(rows))
-        return reference(cache_folder() / "references", key, lambda: self.batches(split, rows), self.extractor, len(rows))
+        key = self._key(SPLITS[which], which, len(rows))
+        return reference(cache_folder() / "references", key, lambda: self.real_batches(which), self.extractor, len(rows))
 
-    @cached_property
-    def training(self) -> Reference:
-        """Training images among which copies are looked for, 50,000 at most; its labels are their rows in the split."""
-        rows = self._order("train")[:SEARCHED]
-        key = self._key("train", "training, labelled by row", len(rows))
-        batches = lambda: ((batch["image"], batch["index"]) for batch in self._collated("train", rows))  # noqa: E731
-        return reference(cache_folder() / "references", key, batches, self.extractor, len(rows), keep=SEARCHED)
+    def thumbnails(self, split: Split) -> tuple[Float[Tensor, "n f"], Int[Tensor, "n"]]:
+        """Thumbnails of a split's images, 50,000 at most and in random order, and the images' rows."""
+        found = [(thumbnails(batch["image"]), batch["index"]) for batch in self._collated(split, self._order(split)[:SEARCHED])]
+        return torch.cat([small for small, _ in found]), torch.cat([rows for _, rows in found])
 
     @cached_property
     def reference(self) -> Reference:

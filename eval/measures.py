@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -11,13 +12,19 @@ from torch import Tensor
 
 from eval.extractors import Extractor
 from eval.features import Features, Reference, extract
-from eval.metrics import Estimate, frechet_distance, inception_score, kernel_distance, mean, precision_recall, psnr, share, ssim
+from eval.metrics import Estimate, frechet_distance, inception_score, kernel_distance, mean, precision_recall, psnr, ssim
 from eval.probe import LinearProbe, fit_probe
 from eval.results import Metric
 from pipeline.core.code_usage import CodeUsage
 from pipeline.core.perceptual import Perceptual
 
+Better = Literal["lower", "higher", "neither"]
 Pairs = Iterable[tuple[UInt8[Tensor, "b 3 y x"], UInt8[Tensor, "b 3 y x"]]]
+
+
+def metric(label: str, found: Estimate, n: int, better: Better, floor: float | None = None, unit: str = "") -> Metric:
+    """An estimate as a result file holds it."""
+    return Metric(label, found.value, n, better, found.standard_error, floor, unit, found.without_block)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def set_metrics(
     n = len(found)
     kept = reference.features.pool
     precision, recall = precision_recall(found.pool, kept)
-    measured: dict[str, tuple[str, Estimate, str]] = {
+    measured: dict[str, tuple[str, Estimate, Better]] = {
         "fd": (prefix + extractor.label("fd"), frechet_distance(found.pool, reference.moments), "lower"),
         "kid": (extractor.label("kid"), kernel_distance(found.pool, kept, kid_subsets), "lower"),
         "is": (extractor.label("is"), inception_score(found.logits), "higher"),
@@ -72,10 +79,10 @@ def set_metrics(
         "recall": (extractor.label("recall"), recall, "higher"),
     }
     for name, probe in probes.items():
-        accuracy = probe.classifier.accuracy(found.pool, probe.targets[labels])
-        measured[name] = (probe.label, share(accuracy, n), "higher")
+        right = probe.classifier.predict(found.pool) == probe.targets[labels]
+        measured[name] = (probe.label, mean(right.double()), "higher")
     return {
-        name: Metric(label, value.value, n, better, value.standard_error, floor[name].value if floor else None)  # pyright: ignore[reportArgumentType]
+        name: metric(label, value, n, better, floor[name].value if floor else None)
         for name, (label, value, better) in measured.items()
     }
 
@@ -101,24 +108,26 @@ def reconstruction_metrics(
 
     found = extract(reconstructions(), extractor, reference.moments.n, description)
     n = len(found)
-    distance = frechet_distance(found.pool, reference.moments)
-    kinds = {
+    kinds: dict[str, tuple[str, Better, float | None, str]] = {
         "psnr": ("PSNR", "higher", None, "dB"),
         "ssim": ("SSIM", "higher", 1.0, ""),
         "perceptual": (perceptual.label, "lower", 0.0, ""),
     }
-    metrics = {"fd": Metric("r" + extractor.label("fd"), distance.value, n, "lower", distance.standard_error, 0.0)}
+    distance = frechet_distance(found.pool, reference.moments)
+    metrics = {"fd": metric("r" + extractor.label("fd"), distance, n, "lower", 0.0)}
     for name, (label, better, best, unit) in kinds.items():
-        value = mean(torch.cat(values[name]))
-        metrics[name] = Metric(label, value.value, n, better, value.standard_error, best, unit)  # pyright: ignore[reportArgumentType]
+        metrics[name] = metric(label, mean(torch.cat(values[name])), n, better, best, unit)
     return metrics, found
 
 
 def usage_metrics(usage: CodeUsage, tokens_per_image: int) -> dict[str, Metric]:
-    """How the codes are used, over the tokens that were counted."""
+    """How the codes are used, over the tokens that were counted.
+
+    None of it is better by itself: codes that are used more often give a prior more to learn.
+    """
     return {
-        "codes_used": Metric("Codes used", usage.share, usage.n, "higher"),
-        "perplexity": Metric("Code perplexity", usage.perplexity, usage.n, "higher"),
+        "codes_used": Metric("Codes used", usage.share, usage.n, "neither"),
+        "perplexity": Metric("Code perplexity", usage.perplexity, usage.n, "neither"),
         "bits_per_token": Metric("Bits per token (entropy)", usage.effective_bits, usage.n, "neither", unit="bits"),
         "bits_per_image": Metric(
             "Bits per image (entropy)", usage.effective_bits * tokens_per_image, usage.n, "neither", unit="bits"

@@ -7,6 +7,7 @@ lacks is here: standard errors, and the distances between an image and its recon
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,16 +19,47 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-JACKKNIFE_BLOCKS = 20
-LIMIT_PARTS = 4  # subsets of n, n/2, n/3, n/4 images
+JACKKNIFE_BLOCKS = 20  # block b holds the rows whose position is b modulo 20
+EXPANDED_IMAGES = 4  # for every feature: from so many on, blocks need no eigendecomposition of their own
+LIMIT_IMAGES = 4  # images that a limit needs for every feature
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error, None where that is not known."""
+    """A number and its standard error, None where that is not known.
+
+    without_block: the number without each of the blocks in turn, where it was measured so; then the standard error is their
+    jackknife. Two numbers of the same images in the same order have the same blocks, so these give a paired standard error.
+    """
 
     value: float
     standard_error: float | None = None
+    without_block: tuple[float, ...] | None = None
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate of `factor` times the number."""
+        error = None if self.standard_error is None else abs(factor) * self.standard_error
+        without = None if self.without_block is None else tuple(factor * value for value in self.without_block)
+        return Estimate(factor * self.value, error, without)
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference of two numbers of the same blocks; its standard error is not known where either's are not."""
+        if self.without_block is None or other.without_block is None:
+            return Estimate(self.value - other.value)
+        without = zip(self.without_block, other.without_block, strict=True)
+        return jackknifed(self.value - other.value, [mine - theirs for mine, theirs in without])
+
+
+def jackknifed(value: float, without_block: Sequence[float]) -> Estimate:
+    """A number with the standard error that its delete-one-block values give (Efron & Stein 1981)."""
+    values, blocks = torch.tensor(without_block, dtype=torch.float64), len(without_block)
+    error = ((blocks - 1) / blocks * (values - values.mean()).square().sum()).sqrt().item()
+    return Estimate(value, error, tuple(values.tolist()))
+
+
+def in_blocks(rows: Tensor, blocks: int = JACKKNIFE_BLOCKS) -> list[Tensor]:
+    """The rows by block: b, b + blocks, b + 2 blocks ... The order of the rows is random, so the blocks are exchangeable."""
+    return [rows[block::blocks] for block in range(blocks)]
 
 
 @dataclass(frozen=True)
@@ -70,54 +102,70 @@ def frechet_distance(generated: Float[Tensor, "n f"], reference: Moments, blocks
 
     Equal to torch-fidelity's, by the eigenvalues of a symmetric matrix, which take a tenth of the time. The standard error is
     a delete-one-block jackknife against the reference as it is, so the features come in random order. (A bootstrap would not
-    do: resampled sets hold duplicates, and their distances lie above the one they should surround.) The trace of the root is
-    expanded to second order around all images, so one eigendecomposition serves all blocks; where there are more images than
-    features that is within a few per cent of as many full distances.
+    do: resampled sets hold duplicates, and their distances lie above the one they should surround.) With many images for every
+    feature, the trace of the root is expanded to second order around all images, so one eigendecomposition serves all blocks,
+    within a few per cent of as many full distances; otherwise every block has its own.
     """
     n, whole = len(generated), moments(generated)
-    eigenvalues, vectors = _shared_spectrum(generated, whole, reference)
-    kept = eigenvalues > eigenvalues[-1] * 1e-10
-    value = _distance(whole, reference, eigenvalues)
+    centred = generated.double() - whole.mean
+    rows = centred @ reference.root
+    if n >= EXPANDED_IMAGES * generated.shape[1]:
+        eigenvalues, vectors = torch.linalg.eigh(reference.root @ whole.covariance @ reference.root)
+        without_roots = lambda: _expanded_root_traces(rows, eigenvalues, vectors, blocks)  # noqa: E731
+    else:
+        eigenvalues = _product_spectrum(rows)
+        without_roots = lambda: _root_traces(rows, blocks)  # noqa: E731
+    traces = whole.covariance.trace() + reference.covariance.trace() - 2 * eigenvalues.clamp_min(0).sqrt().sum()
+    value = ((whole.mean - reference.mean).square().sum() + traces).item()
     if n < 2 * blocks:
         return Estimate(value)
 
-    roots, basis = eigenvalues[kept].sqrt(), reference.root @ vectors[:, kept]
-    curvature = 1 / (roots[:, None] * roots * (roots[:, None] + roots))
     without = []
-    for block in (generated.double() - whole.mean).tensor_split(blocks):
+    for block, root_trace in zip(in_blocks(centred, blocks), without_roots(), strict=True):
         m = n - len(block)
-        shift, inside = -block.sum(0) / m, block @ basis
-        scatter = torch.diag((n - 1) * roots**2) - inside.T @ inside - m * torch.outer(shift @ basis, shift @ basis)
-        change = scatter / (m - 1) - torch.diag(roots**2)
+        shift = -block.sum(0) / m
         trace = ((n - 1) * whole.covariance.trace() - block.square().sum() - m * shift.square().sum()) / (m - 1)
-        root_trace = (roots + change.diagonal() / roots / 2).sum() - (change.square() * curvature).sum() / 4
-        without.append((whole.mean + shift - reference.mean).square().sum() + trace - 2 * root_trace)
-    return Estimate(value, _jackknife(torch.stack(without)))
+        traces = trace + reference.covariance.trace() - 2 * root_trace
+        without.append(((whole.mean + shift - reference.mean).square().sum() + traces).item())
+    return jackknifed(value, without)
 
 
-def frechet_limit(generated: Float[Tensor, "n f"], reference: Moments, whole: Estimate, most: int = LIMIT_PARTS) -> Estimate:
-    """The Frechet distance for n -> infinity (Chong & Forsyth 2020, section 3): a line through FD_m against 1/m, at 0.
+def has_limit(n: int, features: int) -> bool:
+    """Whether `frechet_limit` may be measured of n images: half of them are twice as many as there are features.
 
-    `whole` is `frechet_distance` of the same features, m = n; for m = n/2, n/3, ... the mean over 2, 3, ... disjoint subsets.
-    Since every m uses every image, the sampling error of the images is to first order that of `whole`; the standard error adds
-    that of the line. Where there are fewer images than features the bias is no straight line: then this corrects a part of it.
+    Below, the bias is no straight line in 1/n: with two or three images a feature the limit of Gaussians comes out too low by
+    more than its standard error.
     """
-    inverse, values = [1 / len(generated)], [whole.value]
-    for count in range(2, most + 1):
-        subsets = generated.tensor_split(count)
-        distances = []
-        for subset in subsets:
-            own = moments(subset)
-            distances.append(_distance(own, reference, _shared_spectrum(subset, own, reference)[0]))
-        inverse.append(sum(1 / len(subset) for subset in subsets) / count)
-        values.append(sum(distances) / count)
-    x, y = torch.tensor(inverse, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
-    spread = (x - x.mean()).square().sum()
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / spread
-    residual = (y - y.mean() - slope * (x - x.mean())).square().sum() / (len(x) - 2)
-    line = residual * (1 / len(x) + x.mean().square() / spread)
-    error = None if whole.standard_error is None else math.hypot(whole.standard_error, line.sqrt().item())
-    return Estimate((y.mean() - slope * x.mean()).item(), error)
+    return n >= LIMIT_IMAGES * features
+
+
+def frechet_limit(generated: Float[Tensor, "n f"], reference: Moments) -> Estimate:
+    """The Frechet distance for n -> infinity (Chong & Forsyth 2020, section 3): the line through FD_n and FD_n/2 against 1/n.
+
+    FD_n/2 is the mean over two disjoint halves. They hold whole blocks, so that the line is drawn anew without each block: the
+    standard error is a jackknife of the limit itself. ValueError where not `has_limit`.
+    """
+    n, features = generated.shape
+    if not has_limit(n, features):
+        raise ValueError(f"frechet_limit: {n} images of {features} features; it needs {LIMIT_IMAGES} images a feature")
+    halves = [generated[start::2] for start in (0, 1)]
+    whole = frechet_distance(generated, reference)
+    parts = [frechet_distance(half, reference, JACKKNIFE_BLOCKS // 2) for half in halves]
+    blocks = len(whole.without_block or ())
+    without = []
+    for block, distance in enumerate(whole.without_block or ()):
+        left = len(generated[block::blocks])
+        kept = [len(half) - left * (start == block % 2) for start, half in enumerate(halves)]
+        values = [part.value for part in parts]
+        values[block % 2] = (parts[block % 2].without_block or ())[block // 2]
+        without.append(_limit(n - left, distance, kept, values))
+    return jackknifed(_limit(n, whole.value, list(map(len, halves)), [part.value for part in parts]), without)
+
+
+def _limit(n: int, whole: float, halves: list[int], distances: list[float]) -> float:
+    """The line through (1/n, whole) and the mean point of the halves, at 0."""
+    x, y = sum(1 / half for half in halves) / 2, sum(distances) / 2
+    return (whole * x - y / n) / (x - 1 / n)
 
 
 def inception_score(logits: Float[Tensor, "n k"], splits: int = 10) -> Estimate:
@@ -134,33 +182,34 @@ def kernel_distance(
 ) -> Estimate:
     """Squared MMD with the cubic kernel (Binkowski et al. 2018), the mean over random subsets; unbiased at any n.
 
-    The standard error is a jackknife of the generated images, against the reference as it is.
+    The standard error is a jackknife of the generated images, against the reference as it is: of the squared MMD of all
+    pairs, whose changes without a block are counted from the mean over subsets. None with fewer than two images a block.
     """
     size = min(subset_size, len(generated), len(reference))
     out = kid_features_to_metric(generated, reference, kid_subsets=subsets, kid_subset_size=size, verbose=False)
-    return Estimate(out["kernel_inception_distance_mean"], kernel_standard_error(generated, reference))
-
-
-def kernel_standard_error(
-    generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], blocks: int = JACKKNIFE_BLOCKS
-) -> float:
-    """The delete-one-block jackknife standard error of the squared MMD of all pairs; the features come in random order."""
-    values = mmd_without_blocks(generated, reference, blocks)
-    return _jackknife(values)
+    value = out["kernel_inception_distance_mean"]
+    if len(generated) < 2 * JACKKNIFE_BLOCKS:
+        return Estimate(value)
+    all_pairs, without = mmd_without_blocks(generated, reference, JACKKNIFE_BLOCKS)
+    return jackknifed(value, (value + without - all_pairs).tolist())
 
 
 def mmd_without_blocks(
     generated: Float[Tensor, "n f"], reference: Float[Tensor, "m f"], blocks: int
-) -> Float[Tensor, "blocks"]:
-    """The unbiased squared MMD of all pairs without each block of the generated images, up to the reference's own constant."""
-    parts, m = generated.tensor_split(blocks), len(reference)
+) -> tuple[Float[Tensor, ""], Float[Tensor, "blocks"]]:
+    """The unbiased squared MMD of all pairs, and without each block of the generated images.
+
+    Both up to the reference's own constant, which no change of the generated images moves.
+    """
+    parts, m = in_blocks(generated, blocks), len(reference)
     sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)
     among = torch.stack([torch.stack([_kernel(a, b).sum() for b in parts]) for a in parts])
     itself = torch.stack([(part.double().square().mean(1) + 1).pow(3).sum() for part in parts])
     across = torch.stack([_kernel(part, reference).sum() for part in parts])
-    n = sizes.sum() - sizes
+    n, total = sizes.sum() - sizes, sizes.sum()
     pairs = among.sum() - 2 * among.sum(1) + among.diagonal() - (itself.sum() - itself)
-    return pairs / (n * (n - 1)) - 2 * (across.sum() - across) / (n * m)
+    whole = (among.sum() - itself.sum()) / (total * (total - 1)) - 2 * across.sum() / (total * m)
+    return whole, pairs / (n * (n - 1)) - 2 * (across.sum() - across) / (n * m)
 
 
 def precision_recall(
@@ -182,9 +231,12 @@ def share(value: float, n: int) -> Estimate:
 
 
 def mean(values: Float[Tensor, "n"]) -> Estimate:
-    """The mean over n independent images, with its standard error."""
-    error = (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else None
-    return Estimate(values.double().mean().item(), error)
+    """The mean over n independent images, with its standard error: from the blocks where they hold two images each."""
+    values, n = values.double(), len(values)
+    if n >= 2 * JACKKNIFE_BLOCKS:
+        without = [(values.sum() - block.sum()).item() / (n - len(block)) for block in in_blocks(values)]
+        return jackknifed(values.mean().item(), without)
+    return Estimate(values.mean().item(), (values.std() / math.sqrt(n)).item() if n > 1 else None)
 
 
 def psnr(images: UInt8[Tensor, "b 3 y x"], others: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b"]:
@@ -218,29 +270,34 @@ def _gaussian(images: Tensor) -> Tensor:
     return F.conv2d(rows, window.view(1, 1, 1, 11)).view(*images.shape[:2], images.shape[-2] - 10, images.shape[-1] - 10)
 
 
-def _shared_spectrum(
-    generated: Float[Tensor, "n f"], own: Moments, reference: Moments
-) -> tuple[Float[Tensor, "r"], Float[Tensor, "f r"]]:
-    """Eigenvalues, ascending, and eigenvectors of R C1 R with R R = C2: C1 C2 has the same eigenvalues.
-
-    Where there are fewer images than features, they come from the smaller matrix of the images' products, without the zeros.
-    """
-    if len(generated) > generated.shape[1]:
-        return torch.linalg.eigh(reference.root @ own.covariance @ reference.root)
-    rows = (generated.double() - own.mean) @ reference.root / math.sqrt(max(len(generated) - 1, 1))
-    eigenvalues, sides = torch.linalg.eigh(rows @ rows.T)
-    return eigenvalues, rows.T @ sides / eigenvalues.clamp_min(1e-300).sqrt()
+def _product_spectrum(rows: Float[Tensor, "n f"]) -> Float[Tensor, "r"]:
+    """The same eigenvalues, from centred rows (x - mean) R: of n x n or f x f products, whichever are fewer."""
+    products = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    return torch.linalg.eigvalsh(products) / max(len(rows) - 1, 1)
 
 
-def _distance(own: Moments, reference: Moments, eigenvalues: Float[Tensor, "r"]) -> float:
-    traces = own.covariance.trace() + reference.covariance.trace() - 2 * eigenvalues.clamp_min(0).sqrt().sum()
-    return ((own.mean - reference.mean).square().sum() + traces).item()
+def _root_traces(rows: Float[Tensor, "n f"], blocks: int) -> list[Tensor]:
+    """tr (C1 C2)^(1/2) without each block, of centred rows (x - mean) R."""
+    position = torch.arange(len(rows)) % blocks
+    others = [rows[position != block] for block in range(blocks)]
+    return [_product_spectrum(some - some.mean(0)).clamp_min(0).sqrt().sum() for some in others]
 
 
-def _jackknife(values: Tensor) -> float:
-    """The standard error from delete-one-block values (Efron & Stein 1981)."""
-    blocks = len(values)
-    return ((blocks - 1) / blocks * (values - values.mean()).square().sum()).sqrt().item()
+def _expanded_root_traces(
+    rows: Float[Tensor, "n f"], eigenvalues: Float[Tensor, "f"], vectors: Float[Tensor, "f f"], blocks: int
+) -> list[Tensor]:
+    """The same, to second order around the trace of all rows."""
+    n, kept = len(rows), eigenvalues > eigenvalues[-1] * 1e-10
+    roots = eigenvalues[kept].sqrt()
+    curvature = 1 / (roots[:, None] * roots * (roots[:, None] + roots))
+    traces = []
+    for block in in_blocks(rows @ vectors[:, kept], blocks):
+        m = n - len(block)
+        shift = -block.sum(0) / m
+        scatter = torch.diag((n - 1) * roots**2) - block.T @ block - m * torch.outer(shift, shift)
+        change = scatter / (m - 1) - torch.diag(roots**2)
+        traces.append((roots + change.diagonal() / roots / 2).sum() - (change.square() * curvature).sum() / 4)
+    return traces
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from eval.config import EvalConfig
-from eval.features import Features, extract
-from eval.judge import Judge
-from eval.measures import reconstruction_metrics, set_metrics, usage_metrics
+from eval.features import Features, Reference, extract
+from eval.judge import Judge, RealImages
+from eval.measures import metric, reconstruction_metrics, set_metrics, usage_metrics
 from eval.metrics import mean
 from eval.pictures import blur, hide_cells, save_sheet
 from eval.results import Metric
@@ -42,6 +42,14 @@ class Part:
     reference: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Sheets of pictures that were written: what a result file says of them, and their names."""
+
+    details: dict[str, Any]
+    pictures: dict[str, str]
 
 
 def real_images(judge: Judge, folder: Path) -> Part:
@@ -81,48 +89,75 @@ def decoded_copy(judge: Judge, tokenizer: Tokenizer) -> Part:
 
 def changed_images(judge: Judge, change: Callable[[Tensor], Tensor], description: str) -> tuple[Features, Int[Tensor, "n"]]:
     """Features and labels of real images that are not in the reference, after a change."""
-    split = "train" if judge.held_out else "validation"
-    rows = judge.rows("floor" if judge.held_out else "validation")
+    which: RealImages = "floor" if judge.held_out else "validation"
     labels: list[Tensor] = []
 
     def images() -> Iterator[Tensor]:
-        for batch, label in judge.batches(split, rows):
+        for batch, label in judge.real_batches(which):
             labels.append(label)
             yield change(batch)
 
-    found = extract(images(), judge.extractor, len(rows), description)
+    found = extract(images(), judge.extractor, len(judge.rows(which)), description)
     return found, torch.cat(labels)
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What a tokenizer made of a set of real images, and how near it came: the metrics of reconstruction and of the codes."""
+
+    metrics: dict[str, Metric]
+    reference: Reference
+    features: Features
+    tokens: Int[Tensor, "n t d"]
+    usage: CodeUsage
+
+
+def reconstruct(
+    judge: Judge, tokenizer: Tokenizer, which: RealImages = "validation", seen: Callable[..., None] = lambda *tensors: None
+) -> Reconstructed:
+    """Encode and decode real images; `seen` is shown every batch of images, their latents "b h w c" and their copies."""
+    tokens: list[Tensor] = []
+    reference = judge.real(which)
+
+    @torch.no_grad()
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, _ in judge.real_batches(which):
+            latents = tokenizer.latents(images.to(judge.device).float() / 127.5 - 1)
+            indices = tokenizer.quantize(latents).indices
+            tokens.append(indices.cpu())
+            decoded = to_uint8(tokenizer.decode(indices)).cpu()
+            seen(images, latents, decoded)
+            yield images, decoded
+
+    metrics, features = reconstruction_metrics(pairs(), reference, judge.extractor, judge.perceptual)
+    usage = code_usage(torch.cat(tokens), tokenizer.spec.sizes)
+    metrics |= usage_metrics(usage, tokenizer.spec.t)
+    return Reconstructed(metrics, reference, features, torch.cat(tokens), usage)
 
 
 def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     """How well a tokenizer keeps validation images, and how it uses its codes for them."""
-    rows = judge.rows("validation")
-    tokens: list[Tensor] = []
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, _ in judge.batches("validation", rows):
-            indices = tokenizer.encode(images.to(judge.device).float() / 127.5 - 1)
-            tokens.append(indices.cpu())
-            yield images, to_uint8(tokenizer.decode(indices)).cpu()
-
-    reference = judge.real("validation")
-    metrics, _ = reconstruction_metrics(pairs(), reference, judge.extractor, judge.perceptual)
-    spec = tokenizer.spec
-    usage = code_usage(torch.cat(tokens), spec.sizes)
-    metrics |= usage_metrics(usage, spec.t)
-    shown = torch.cat([images for images, _ in judge.batches("validation", rows[: judge.config.shown_images])])
-    save_sheet(folder / "originals.png", shown, 8)
-    save_sheet(folder / "reconstructions.png", copies(judge, tokenizer, shown), 8)
+    found = reconstruct(judge, tokenizer)
+    shown = shown_reconstructions(judge, tokenizer, folder, ".png")
     details = {
-        "spec": spec.to_dict(),
+        "spec": tokenizer.spec.to_dict(),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "quantizer": tokenizer.config["quantizer_config"],
-        "usage": usage_curve(usage),
-        "shown": {"tile": list(shown.shape[-2:]), "count": len(shown)},
+        "usage": usage_curve(found.usage),
         "perceptual_sha256": judge.perceptual.sha256,
+        **shown.details,
     }
-    pictures = {"originals": "originals.png", "reconstructions": "reconstructions.png"}
-    return Part(metrics, reference.describe(), details, pictures)
+    return Part(found.metrics, found.reference.describe(), details, shown.pictures)
+
+
+def shown_reconstructions(judge: Judge, tokenizer: Tokenizer, folder: Path, suffix: str) -> Sheets:
+    """Write the first validation images and what becomes of them."""
+    rows = judge.rows("validation")[: judge.config.shown_images]
+    shown = torch.cat([images for images, _ in judge.batches("validation", rows)])
+    pictures = {name: f"{name}{suffix}" for name in ("originals", "reconstructions")}
+    save_sheet(folder / pictures["originals"], shown, 8)
+    save_sheet(folder / pictures["reconstructions"], copies(judge, tokenizer, shown), 8)
+    return Sheets({"shown": {"tile": list(shown.shape[-2:]), "count": len(shown)}}, pictures)
 
 
 def usage_curve(usage: CodeUsage, most: int = SHOWN_CODES) -> dict[str, Any]:
@@ -136,32 +171,73 @@ def sampling_options(model: ImageGenerator, config: EvalConfig, **changes: Any) 
     return model.options(**dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__])) | changes)
 
 
-def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[str, Metric], folder: Path) -> Part:
-    """How a prior's samples compare with real images, and how many bits it needs for real tokens."""
+@dataclass(frozen=True)
+class Sampled:
+    """The samples of a prior, as features; what they score; and how they were drawn, as a result file says it."""
+
+    metrics: dict[str, Metric]
+    features: Features
+    labels: Int[Tensor, "n"]
+    seeds: list[int]
+    details: dict[str, Any]
+
+
+def sample(
+    judge: Judge,
+    model: ImageGenerator,
+    options: Any,
+    floor: dict[str, Metric] | None = None,
+    seen: Callable[[Tensor], None] = lambda images: None,
+) -> Sampled:
+    """Draw the configured number of samples and compare them with the reference; `seen` is shown every batch of them."""
     labels, seeds = judge.sample_labels(), judge.sample_seeds(judge.config.images)
-    clock = time.monotonic()
-    batches = (batch.cpu() for batch in model.batches(labels.tolist(), seeds, options, judge.config.batch_size))
-    found = extract(batches, judge.extractor, len(labels), f"samples of {type(model.prior).__name__}")
-    seconds = time.monotonic() - clock
+    seconds = 0.0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal seconds
+        started = time.monotonic()
+        for batch in model.batches(labels.tolist(), seeds, options, judge.config.batch_size):
+            batch = batch.cpu()
+            seconds += time.monotonic() - started
+            seen(batch)
+            yield batch
+            started = time.monotonic()
+
+    found = extract(images(), judge.extractor, len(labels), f"samples of {type(model.prior).__name__}")
     metrics = set_metrics(
         found, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets, prefix="g", floor=floor
     )
-    metrics["prior_bits"] = prior_bits(judge, model)
-
-    shown = judge.shown_labels()
-    flat = [label for row in shown.values() for label in row]
-    save_sheet(folder / "samples.png", shown_samples(judge, model, options, flat), judge.config.shown_per_group)
-    details: dict[str, Any] = {
+    details = {
         "prior": type(model.prior).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.prior.parameters()),
         "sampling": dataclasses.asdict(options),
         "groups": len(set(judge.data.groups)),
         "seeds": [seeds[0], seeds[-1] + 1],
-        "images_per_second": round(len(labels) / seconds, 1),
-        "samples": shown_sheet(judge, shown),
-        "decoding": _decoding(judge, model, options, flat[:: judge.config.shown_per_group][:DECODED], folder),
+        "images_per_second": round(len(labels) / seconds, 2),
     }
-    pictures = {"samples": "samples.png", "decoding": "decoding.png"}
+    return Sampled(metrics, found, labels, seeds, details)
+
+
+def sample_sheet(judge: Judge, model: ImageGenerator, options: Any, folder: Path, suffix: str) -> Sheets:
+    """Write a few samples of each group that is shown."""
+    shown, name = judge.shown_labels(), f"samples{suffix}"
+    flat = [label for row in shown.values() for label in row]
+    save_sheet(folder / name, shown_samples(judge, model, options, flat), judge.config.shown_per_group)
+    return Sheets({"samples": shown_sheet(judge, shown)}, {"samples": name})
+
+
+def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[str, Metric], folder: Path) -> Part:
+    """How a prior's samples compare with real images, and how many bits it needs for real tokens."""
+    found = sample(judge, model, options, floor)
+    metrics = {**found.metrics, "prior_bits": prior_bits(judge, model)}
+    sheet = sample_sheet(judge, model, options, folder, ".png")
+    firsts = [labels[0] for labels in judge.shown_labels().values()]
+    details: dict[str, Any] = {
+        **found.details,
+        "parameters": sum(parameter.numel() for parameter in model.prior.parameters()),
+        "decoding": _decoding(judge, model, options, firsts[:DECODED], folder),
+        **sheet.details,
+    }
+    pictures = {**sheet.pictures, "decoding": "decoding.png"}
     if _small_enough(judge):
         every = list(range(len(judge.data.class_names)))
         save_sheet(folder / "classes.png", shown_samples(judge, model, options, every), 16)
@@ -180,7 +256,10 @@ def _metrics(judge: Judge, features: Features, labels: Tensor) -> dict[str, Metr
 
 
 def prior_bits(judge: Judge, model: ImageGenerator) -> Metric:
-    """Bits per token of the validation images' tokens under the prior, and the standard error over images."""
+    """Bits per token of the validation images' tokens under the prior, and the standard error over images.
+
+    Fewer are better among priors of one tokenizer; between tokenizers they say as much of the codes' entropy: no direction.
+    """
     rows = judge.rows("validation")
     bits = []
     with progress_bar(len(rows), "bits of real tokens") as bar:
@@ -192,7 +271,7 @@ def prior_bits(judge: Judge, model: ImageGenerator) -> Metric:
                 bits.append(model.prior.validation_bits(tokens, labels.to(judge.device), moved).cpu())
             bar.update(len(labels))
     value = mean(torch.cat(bits) / model.tokenizer.spec.t)
-    return Metric("Prior bits per token", value.value, len(torch.cat(bits)), "lower", value.standard_error, unit="bits")
+    return metric("Prior bits per token", value, len(torch.cat(bits)), "neither", unit="bits")
 
 
 def shown_samples(judge: Judge, model: ImageGenerator, options: Any, labels: list[int]) -> UInt8[Tensor, "b 3 y x"]:

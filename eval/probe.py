@@ -26,10 +26,6 @@ class LinearProbe:
         """The most probable label of every image."""
         return F.linear((features - self.mean) / self.deviation, self.weight, self.bias).argmax(1)
 
-    def accuracy(self, features: Float[Tensor, "n f"], labels: Int[Tensor, "n"]) -> float:
-        """The share of images whose label is predicted, 0 … 1."""
-        return (self.predict(features) == labels).double().mean().item()
-
 
 def fit_probe(features: Float[Tensor, "n f"], labels: Int[Tensor, "n"], classes: int) -> LinearProbe:
     """Fit the probe to real images: cross-entropy plus a squared penalty on the weights, minimised by L-BFGS."""

@@ -1,11 +1,11 @@
 """`result.json`: what an evaluation leaves, with everything that a reader needs to compare it, and nothing else to read.
 
-    {"format": "lgq-evaluation", "version": 1,
-     "name": "MaskGIT", "part": "generation",
-     "metrics": {"fd": {"label": "gFD (EfficientNet-Lite0)", "value": 61.2, "standard_error": 0.8, "n": 2048,
-                        "floor": 40.3, "better": "lower", "unit": ""}, ...},
-     "extractor": {...}, "reference": {...}, "inputs": {...}, "details": {...}, "pictures": {...},
-     "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
+{"format": "lgq-evaluation", "version": 1,
+ "name": "MaskGIT", "part": "generation",
+ "metrics": {"fd": {"label": "gFD (EfficientNet-Lite0)", "value": 61.2, "standard_error": 0.8, "n": 2048,
+                    "floor": 40.3, "better": "lower", "unit": ""}, ...},
+ "extractor": {...}, "reference": {...}, "inputs": {...}, "details": {...}, "pictures": {...},
+ "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Metric:
     """One number: what it is called, on how many images it stands, how sure it is and what real images score.
 
     floor: the same measure of real images against real images, the best that can be asked for; None where there is none.
+    without_block: the number without each of 20 blocks of the images (image i is in block i modulo 20, and the images have the
+    same order for all that are compared), of which the standard error is the jackknife; None where it was not measured so, and
+    in files of before.
     """
 
     label: str
@@ -40,6 +43,7 @@ class Metric:
     standard_error: float | None = None
     floor: float | None = None
     unit: str = ""
+    without_block: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,14 @@ class Result:
 def write_result(folder: Path, result: Result) -> Path:
     """Write a result in one step; its presence says that the part is finished. ValueError for a number that is not finite."""
     for name, metric in result.metrics.items():
-        if not all(math.isfinite(v) for v in (metric.value, metric.standard_error or 0.0, metric.floor or 0.0)):
+        numbers = (metric.value, metric.standard_error or 0.0, metric.floor or 0.0, *(metric.without_block or ()))
+        if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{folder / FILE}: {name} is not finite ({metric}); nothing was written")
-    path = folder / FILE
-    write_json(path, {"format": FORMAT, "version": VERSION, **dataclasses.asdict(result)})
+    path, content = folder / FILE, dataclasses.asdict(result)
+    for metric in content["metrics"].values():
+        if metric["without_block"] is not None:
+            metric["without_block"] = [float(f"{value:.8g}") for value in metric["without_block"]]
+    write_json(path, {"format": FORMAT, "version": VERSION, **content})
     return path
 
 
@@ -135,6 +143,8 @@ def ranked(results: Sequence[Result], metric: str) -> list[Result]:
 
 def _metric(values: dict[str, Any]) -> Metric:
     metric = Metric(**values)
+    if metric.without_block is not None:
+        metric = dataclasses.replace(metric, without_block=tuple(map(float, metric.without_block)))
     if not isinstance(metric.value, (int, float)) or not isinstance(metric.n, int) or not isinstance(metric.label, str):
         raise TypeError("a metric needs a label, a number and a count")
     if metric.better not in ("lower", "higher", "neither"):

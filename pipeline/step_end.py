@@ -41,7 +41,7 @@ class StepEnd:
         """The tokens to go on with, None where the pipeline was interrupted."""
         if self.bar is None:
             self.bar = self.pipeline.progress_bar(total=steps)
-        self.bar.update()
+        self.bar.update(done - self.bar.n)
         if done == steps:
             self._close()
         if self.callback is not None:

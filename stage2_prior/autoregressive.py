@@ -9,6 +9,7 @@ ARPG, Li et al. 2025; those have places for instructions or queries, this prior'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,10 @@ from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.samplers import sample_autoregressive, sample_in_order
 from stage2_prior.sampling import RASTER, ARSampling, Progress, Samples, SamplingOptions
 from stage2_prior.transformer import Labels, take
+
+# places of all samples that cost little more than one, and of one sample: by trial (results/LOG.md)
+PLACES_AT_ONCE, MOST_AHEAD = {"cpu": 16}, 8
+PLACES_ELSEWHERE = 128  # a GPU is idle with more; not measured
 
 
 class AutoregressivePrior(Prior):
@@ -129,10 +134,15 @@ class AutoregressivePrior(Prior):
             remedy = "give none of them, or train with random_until=1 raster_from=1"
             raise UserError(f"{asked}; this prior ended in raster order ({learnt}); {remedy}")
         # where the guidance scale is 1 it is so at every step
-        logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
+        branches = (True,) if options.guidance_scale == 1 else (True, False)
+        logits = StepwiseLogits(self, classes, branches)
         if self.any_order:
             return sample_in_order(logits, given, self.spec.scales, options, seeds, trace, progress)
-        return sample_autoregressive(logits.following, given, options, seeds, trace, progress)
+        if options.lookahead is None:
+            rows = PLACES_AT_ONCE.get(self.device.type, PLACES_ELSEWHERE) // (len(classes) * len(branches))
+            # a compiled step is one of single places
+            options = replace(options, lookahead=1 if self.step is not decode else max(1, min(MOST_AHEAD, rows)))
+        return sample_autoregressive(logits.causal, given, options, seeds, trace, progress)
 
     @property
     def any_order(self) -> bool:
@@ -153,7 +163,7 @@ class AutoregressivePrior(Prior):
         """Token after token in raster order: the message's length is the exact likelihood."""
         logits = StepwiseLogits(self, labels, (True,))
         groups = torch.arange(self.spec.t, device=self.device).split(1)
-        return CodingModel(groups, lambda tokens, step: logits.following(tokens[:, :step], (True,)))
+        return CodingModel(groups, lambda tokens, step: logits.causal(tokens, [step] * len(tokens), 1, (True,)))
 
     def _features(
         self,
@@ -179,35 +189,50 @@ class StepwiseLogits:
 
     def __init__(self, prior: AutoregressivePrior, labels: Labels, branches: tuple[bool, ...] = (True, False)) -> None:
         self.prior, self.labels = prior, prior._branch_labels(labels, branches)
-        # one slot more than places: for what is worked out only because its neighbours in the batch are
+        # one slot more than places: for what is worked out only because its neighbours in the batch are, and for a last token
         self.slots = prior.trunk.prefix + prior.spec.t
         self.trunk = StepwiseTrunk(prior.trunk, self.labels, self.slots, prior.step)
         self.maps = prior.codes.maps(packed=True)
         b = len(labels)
         self.rows = {branch: slice(i * b, (i + 1) * b) for i, branch in enumerate(branches)}
         self.seen = {branch: [-prior.trunk.prefix] * b for branch in branches}
+        self.fed: dict[bool, Tensor] = {}
 
     def __call__(
         self, tokens: Int[Tensor, "b t d"], order: Int[Tensor, "b t"], known: Sequence[int], m: int, branches: tuple[bool, ...]
     ) -> HeadLogits:
+        return self._logits(tokens, order, known, m, branches, 1)
+
+    def causal(self, tokens: Int[Tensor, "b t d"], start: Sequence[int], m: int, branches: tuple[bool, ...]) -> HeadLogits:
+        """Logits of tokens in raster order, each from all before it (a `CausalLogits`); what has changed is worked out anew."""
+        for branch in branches:
+            same = _prefix_in_common(tokens, self.fed[branch]) if branch in self.fed else [0] * len(tokens)
+            kept = (min(s, n, first - 1) for s, n, first in zip(self.seen[branch], same, start, strict=True))
+            self.seen[branch], self.fed[branch] = list(kept), tokens.clone()
+        raster = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        return self._logits(tokens, raster, [first + m - 1 for first in start], 1, branches, m)
+
+    def _logits(
+        self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], answers: int
+    ) -> HeadLogits:
         if branches == tuple(self.seen) and all(self.seen[branch] == self.seen[branches[0]] for branch in branches):
-            features = self._extend(tokens, order, known, m, branches, slice(None))
+            features = self._extend(tokens, order, known, m, branches, slice(None), answers)
         else:
-            parts = [self._extend(tokens, order, known, m, (branch,), self.rows[branch]) for branch in branches]
-            features = torch.cat(parts)
+            each = [(branch,) for branch in branches]
+            features = torch.cat([self._extend(tokens, order, known, m, one, self.rows[one[0]], answers) for one in each])
         return self.prior.codes.logits(features, self.maps)
 
-    def following(self, tokens: Int[Tensor, "b i d"], branches: tuple[bool, ...]) -> HeadLogits:
-        """Logits of the token that follows these in raster order (a `NextLogits`)."""
-        b, i, _ = tokens.shape
-        t = self.prior.spec.t
-        raster = torch.arange(t, device=tokens.device).expand(b, -1)
-        return self(F.pad(tokens, (0, 0, 0, t - i)), raster, [i] * b, 1, branches)
-
     def _extend(
-        self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], rows: slice
+        self,
+        tokens: Tensor,
+        order: Tensor,
+        known: Sequence[int],
+        m: int,
+        branches: tuple[bool, ...],
+        rows: slice,
+        answers: int,
     ) -> Tensor:
-        """Features "r m f": of each sample's last known token, and of m - 1 copies of it."""
+        """Features "r n f": of each sample's last `answers` known tokens, and of m - 1 copies of the very last."""
         trunk, device = self.prior.trunk, tokens.device
         seen = [min(s, k - 1) for s, k in zip(self.seen[branches[0]], known, strict=True)]  # the last one answers, always
         first, ragged = min(seen) < 0, len({*zip(known, seen, strict=True)}) > 1
@@ -221,7 +246,7 @@ class StepwiseLogits:
         fresh = number >= start
         slots = torch.cat([torch.where(fresh, number + trunk.prefix, self.slots - 1), copy + trunk.prefix], dim=1)
         before = torch.cat([torch.where(fresh, number + trunk.prefix, 1), (end + trunk.prefix - 1).expand_as(copy)], dim=1)
-        at = order.gather(1, number.clamp(min=0).expand(len(order), -1))
+        at = order.gather(1, number.clamp(0, order.shape[1] - 1).expand(len(order), -1))
         x = self.prior.codes.embed(take(tokens, at).clamp(min=0)) + F.embedding(at, trunk.positions)
         turns = at + trunk.prefix
         if first:
@@ -241,7 +266,13 @@ class StepwiseLogits:
         slots = slots.clamp(max=self.slots - 1)
         if ragged:
             slots, before = (each.repeat(len(branches), 1) for each in (slots, before))
-        last = self.slots if ragged else known[0] + trunk.prefix + m - 1
+        last = self.slots if ragged else min(known[0] + trunk.prefix + m - 1, self.slots)
         features = self.trunk(x, turns.repeat(len(branches), 1), slots, before, last, rows)
         self.seen |= {branch: list(known) for branch in branches}
-        return features[:, new - 1 :]
+        return features[:, new - answers :]
+
+
+def _prefix_in_common(tokens: Int[Tensor, "b t d"], others: Int[Tensor, "b t d"]) -> list[int]:
+    """How many tokens, from the first on, are the same in each sample."""
+    differ = (tokens != others).any(-1)
+    return torch.where(differ.any(1), differ.int().argmax(1), tokens.shape[1]).tolist()

@@ -38,6 +38,7 @@ class Stage2Config:
 
     tokens:      the token store; the prior's TokenSpec and classes are those of the store.
     micro_batch: images that a process works on at a time (None: its whole share); results are the same.
+    compile:     the blocks by torch.compile, which takes half a minute at the start; results differ by rounding.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Stage2Config:
     micro_batch: int | None = None
     precision: Precision = "no"
     gradient_checkpointing: bool = False
+    compile: bool = False
     optim: Optim = field(default_factory=Optim)
     report_every: int = 10_000
     validate_every: int = 500_000

@@ -1,18 +1,21 @@
 """Drawing tokens from logits. Randomness belongs to a sample: each seed has a generator of its own, so that an image is the
-same alone or in any batch. One uniform number per token suffices, by inverting the cumulative distribution."""
+same alone or in any batch. One uniform number per token suffices, by inverting the cumulative distribution; noise of every code
+(`draw_largest`) draws the same distribution, and the same token more often where the logits change a little."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from stage2_prior.cross_entropy import rows_at_once
 from stage2_prior.logits import Logits
+from stage2_prior.rows import mix
 
+Draw = Callable[[Tensor, Tensor, Tensor, "Cut"], Tensor]  # logits, noise, temperatures, cut -> tokens
 COPIES = 4  # tensors as large as the logits that drawing holds at once
 
 
@@ -28,6 +31,11 @@ class SampleRng:
         for target, row in zip(out.unbind(0), rows, strict=True):
             torch.rand(*shape, generator=self.generators[row], out=target)
         return out
+
+    def keys(self, rows: Sequence[int], *shape: int) -> Int[Tensor, "r *shape"]:
+        """32-bit keys of `draw_largest` from the generators of these samples."""
+        kept = [torch.randint(-(2**31), 2**31, shape, generator=self.generators[row]) for row in rows]
+        return torch.stack(kept).to(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,38 @@ def draw(
     return _drawn(logits if cut.coldest == cut.hottest == 1 else logits / temperature[..., None], uniform, cut)
 
 
+def draw_largest(
+    logits: Float[Tensor, "n k"], keys: Int[Tensor, " n"], temperature: Float[Tensor, " n"], cut: Cut
+) -> Int[Tensor, " n"]:
+    """One token per row, distributed as `draw` does: the largest sum of logit / temperature and Gumbel noise.
+
+    The noise is a function of the row's key and the code (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030, section 2), so
+    rows of one key and of logits that differ by at most e draw the same token with probability exp(-2 e) or more.
+    """
+    if cut.hottest == 0:
+        return logits.argmax(-1)
+    scores, tokens = logits / temperature.where(temperature > 0, 1)[:, None], None
+    if cut.top_k is not None or cut.top_p is not None:
+        scores, tokens = scores.topk(min(cut.top_k or scores.shape[-1], scores.shape[-1]), dim=-1)
+        if cut.top_p is not None:
+            scores = scores.masked_fill(~_head(scores.softmax(-1), cut.top_p), -torch.inf)
+    codes = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.int32)
+    noise = gumbel(keys, codes if tokens is None else tokens)
+    largest = (scores + noise.where(temperature[:, None] > 0, 0)).argmax(-1)
+    return largest if tokens is None else tokens.gather(-1, largest[:, None]).squeeze(-1)
+
+
+def gumbel(keys: Int[Tensor, " n"], codes: Int[Tensor, "#n k"]) -> Float[Tensor, "n k"]:
+    """Standard Gumbel noise, float32, hashed from the keys and the codes: 2^23 values between -2.8 and 16.6."""
+    bits = mix(mix(codes.to(torch.int32)) + keys[:, None]) & 0x7FFFFF
+    return -torch.log(-torch.log1p(-(bits.float() + 0.5) * 2**-23))
+
+
+def _head(probabilities: Float[Tensor, "*b k"], top_p: float) -> Bool[Tensor, "*b k"]:
+    """Of probabilities in falling order the smallest set that reaches top_p, never empty: those before a token hold less."""
+    return probabilities.cumsum(-1) - probabilities < top_p
+
+
 def _drawn(logits: Tensor, uniform: Tensor, cut: Cut) -> Tensor:
     if cut.top_k is None and cut.top_p is None:
         return _invert(logits.softmax(-1), uniform)
@@ -59,9 +99,7 @@ def _drawn(logits: Tensor, uniform: Tensor, cut: Cut) -> Tensor:
     kept, tokens = logits.topk(min(cut.top_k or k, k), dim=-1)
     probabilities = kept.softmax(-1)
     if cut.top_p is not None:
-        # a token stays while those before it hold less than top_p: the smallest set that reaches it, never empty
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities * (before < cut.top_p)
+        probabilities = probabilities * _head(probabilities, cut.top_p)
     return tokens.gather(-1, _invert(probabilities, uniform)[..., None]).squeeze(-1)
 
 
@@ -81,13 +119,14 @@ def portions(logits: Logits, places: Int[Tensor, " s"]) -> Sequence[Int[Tensor, 
 def draw_indices(
     logits: Logits,
     places: Int[Tensor, " s"],
-    uniform: Float[Tensor, "s d"],
+    noise: Shaped[Tensor, "s d"],
     temperature: Float[Tensor, " s"],
     cut: Cut,
+    draw: Draw = draw,
 ) -> tuple[list[Float[Tensor, "s _k"]], Int[Tensor, "s d"]]:
-    """The logits of some places and a token drawn for each, index after index."""
+    """The logits of some places and a token drawn for each, index after index, with the noise that `draw` takes."""
     seen, values = [], places.new_empty(len(places), 0)
     for j in range(len(logits.sizes)):
         seen.append(logits(j, places, values))
-        values = torch.cat([values, draw(seen[-1], uniform[:, j], temperature, cut)[:, None]], dim=1)
+        values = torch.cat([values, draw(seen[-1], noise[:, j], temperature, cut)[:, None]], dim=1)
     return seen, values

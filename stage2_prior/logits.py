@@ -58,8 +58,18 @@ class MaskedLogits(Protocol):
 
 
 @runtime_checkable
+class CausalLogits(Protocol):
+    """Logits of the m tokens of each sample from its number `start` on, each from all tokens before it. Sample by sample, m for
+    each, for every branch in turn; beyond the last token they mean nothing.
+
+    Called again and again with the same sequences as they become known, so that it may keep keys and values."""
+
+    def __call__(self, tokens: Int[Tensor, "b t d"], start: Sequence[int], m: int, branches: tuple[bool, ...]) -> Logits: ...
+
+
+@runtime_checkable
 class NextLogits(Protocol):
-    """Logits of the token that follows `tokens`, or of all those of the next scale, sample by sample, for every branch in turn.
+    """Logits of all tokens of the scale that follows `tokens`, sample by sample, for every branch in turn.
 
     Called with ever longer prefixes of the same sequences, so that it may keep keys and values."""
 

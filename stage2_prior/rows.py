@@ -71,13 +71,18 @@ def mix(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     return x ^ (x >> 16 & 0xFFFF)
 
 
-def dropout(x: Float[Tensor, "b *f"], rate: float, seeds: Int[Tensor, " b"], salt: int) -> Float[Tensor, "b *f"]:
-    """Dropout whose mask is a function of the sample's seed, the place in the network (`salt`) and the element.
+def dropout_keys(seeds: Int[Tensor, " b"], count: int) -> Int[Tensor, "s b"]:
+    """What `dropout` makes its masks from at so many places of the network, for samples with these seeds."""
+    places = mix(torch.arange(count, dtype=torch.int32, device=seeds.device))
+    return mix(mix(seeds.to(torch.int32)) + places[:, None])
+
+
+def dropout(x: Float[Tensor, "b *f"], rate: float, keys: Int[Tensor, " b"]) -> Float[Tensor, "b *f"]:
+    """Dropout whose mask is a function of the sample's key and the element.
 
     No generator is involved, so any split of the batch over processes or accumulation steps gives the same masks.
     """
     counter = mix(torch.arange(x[0].numel(), device=x.device, dtype=torch.int32))
-    keys = mix(mix(seeds.to(torch.int32)) + mix(torch.full_like(seeds, salt, dtype=torch.int32)))
     uniform = mix(counter + keys[:, None]) & 0x7FFFFFFF
     keep = (uniform >= int(rate * 2**31)).view(x.shape)
     return x * keep * (1 / (1 - rate))

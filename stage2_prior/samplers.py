@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from stage2_prior.drawing import SampleRng, draw_indices, portions
-from stage2_prior.logits import MaskedLogits, NextLogits, OrderedLogits, guide
+from stage2_prior.drawing import SampleRng, draw_indices, draw_largest, portions
+from stage2_prior.logits import CausalLogits, MaskedLogits, NextLogits, OrderedLogits, guide
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING, Candidates, likelihood
 from stage2_prior.sampling import (
     RASTER,
@@ -144,35 +144,60 @@ def _plan(unknown: int, options: MaskGITSampling) -> list[_Stage]:
 
 @torch.no_grad()
 def sample_autoregressive(
-    logits: NextLogits,
+    logits: CausalLogits,
     given: Int[Tensor, "b t d"],
     options: ARSampling,
     seeds: Sequence[int],
     trace: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
-    """Token by token in raster order; given tokens are kept and seen by all that follow them.
+    """In raster order, each token from all before it; given tokens are kept and seen by all that follow them.
+
+    Predictive sampling (Wiggers & Hoogeboom 2020, arXiv 2002.09928, algorithm 1): a token is a function of those before it and
+    of its own noise, which is fixed from the start. A pass works out `lookahead` tokens of each sample from guesses of those
+    before them. The first is right, and every other whose predecessors were guessed right; the rest are the next guesses. So
+    the samples do not depend on `lookahead`, and every pass makes at least one token of each sample final.
 
     Args: given: tokens that stay as they are, UNKNOWN in those to sample.
     """
     device, (b, t, d) = given.device, given.shape
-    tokens, known = given.clone(), (given != UNKNOWN).all(-1)
-    noise = SampleRng(seeds).uniform(range(b), t, d).to(device)
-    waiting = (~known).any(0).tolist()
-    grids = []
-    for i in range(t):
-        if waiting[i]:
-            scale, heat = options.scale(i / t, i / t), torch.full((b,), options.temperature_at(i, t), device=device)
-            guided = guide(lambda branches: logits(tokens[:, :i], branches), [scale] * b, 1, device)  # noqa: B023
-            for rows in portions(guided, (~known[:, i]).nonzero()[:, 0]):
-                tokens[rows, i] = draw_indices(guided, rows, noise[rows, i], heat[rows], options.cut)[1]
-            if trace:
-                grids.append(tokens.clone())
-        told = _told(progress, i + 1, t, tokens)
+    unknown = (given == UNKNOWN).any(-1)
+    tokens = given.masked_fill(unknown[..., None], 0)  # guesses as good as any, as trials have shown
+    keys = SampleRng(seeds).keys(range(b), t, d).to(device)
+    numbers = torch.arange(t, device=device)
+    final = ~unknown
+    start, grids = _first(~final), []
+    while min(start) < t:
+        m = min(options.lookahead or 1, t - min(start))
+        at = torch.tensor(start, device=device)[:, None] + torch.arange(m, device=device)
+        shares = [min(first + j, t - 1) for first in start for j in range(m)]
+        scales = [options.scale(i / t, i / t) for i in shares]
+        heat = torch.tensor([options.temperature_at(i, t) for i in shares], device=device)
+        guided = guide(lambda branches: logits(tokens, start, m, branches), scales, 1, device)  # noqa: B023
+        open_places = (at < t) & unknown.gather(1, at.clamp(max=t - 1))
+        drawn = tokens.clone()
+        for places in portions(guided, open_places.flatten().nonzero()[:, 0]):
+            row, place = places // m, at.flatten()[places]
+            noise = keys[row, place]
+            drawn[row, place] = draw_indices(guided, places, noise, heat[places], options.cut, draw_largest)[1]
+        # right up to the first token that was guessed wrong: it was drawn from the right ones before it, those after were not
+        wrong = (drawn != tokens).any(-1) & (numbers >= at[:, :1])
+        ends = torch.minimum(torch.tensor(_first(wrong), device=device)[:, None] + 1, at[:, -1:] + 1)
+        tokens, final = drawn, ~unknown | (numbers < ends)
+        start = _first(~final)
+        shown = tokens.masked_fill(~final[..., None], UNKNOWN)
+        if trace:
+            grids.append(shown)
+        told = _told(progress, min(start), t, shown)
         if told is None:
-            return Samples(tokens, grids)
-        tokens = told
+            return Samples(shown, grids)
+        tokens = told.where(told != UNKNOWN, tokens)
     return Samples(tokens, grids)
+
+
+def _first(where: Bool[Tensor, "b t"]) -> list[int]:
+    """The number of each row's first marked place, t where there is none."""
+    return torch.where(where.any(1), where.int().argmax(1), where.shape[1]).tolist()
 
 
 @torch.no_grad()
@@ -192,7 +217,7 @@ def sample_next_scale(
     """
     device, (b, t, d) = given.device, given.shape
     tokens, known = given.clone(), (given != UNKNOWN).all(-1)
-    noise = SampleRng(seeds).uniform(range(b), t, d).to(device)
+    keys = SampleRng(seeds).keys(range(b), t, d).to(device)
     grids, start, steps = [], 0, len(scales)
     for step, (h, w) in enumerate(scales):
         here = slice(start, start + h * w)
@@ -201,9 +226,10 @@ def sample_next_scale(
             scale = options.scale(step / steps, step / max(steps - 1, 1))
             heat = torch.full((b * h * w,), options.temperature_at(step, steps), device=device)
             guided = guide(lambda branches: logits(tokens[:, :start], branches), [scale] * b, h * w, device)  # noqa: B023
-            values, uniform = tokens[:, here].clone(), noise[:, here].flatten(0, 1)
+            values, noise = tokens[:, here].clone(), keys[:, here].flatten(0, 1)
             for some in portions(guided, places):
-                values.view(-1, d)[some] = draw_indices(guided, some, uniform[some], heat[some], options.cut)[1]
+                drawn = draw_indices(guided, some, noise[some], heat[some], options.cut, draw_largest)[1]
+                values.view(-1, d)[some] = drawn
             tokens[:, here] = values
             if trace:
                 grids.append(tokens.clone())
@@ -234,7 +260,7 @@ def sample_in_order(
     device, (b, t, d) = given.device, given.shape
     tokens, unknown = given.clone(), (given == UNKNOWN).any(-1)
     rng = SampleRng(seeds)
-    noise, uniform = rng.uniform(range(b), t, d).to(device), rng.uniform(range(b), t)
+    keys, uniform = rng.keys(range(b), t, d).to(device), rng.uniform(range(b), t)
     priority = torch.arange(t).expand(b, -1) if options.order == RASTER else PLANNED_ORDERS[options.order](scales, uniform)
     order = priority.to(device).float().masked_fill(~unknown, -1.0).argsort(dim=1, stable=True)
     hidden = unknown.sum(1).tolist()
@@ -258,7 +284,7 @@ def sample_in_order(
         for some in portions(guided, places):
             row, j = some // m, some % m
             at = order[row, starts[row] + j]
-            tokens[row, at] = draw_indices(guided, some, noise[row, at], heats[row], options.cut)[1]
+            tokens[row, at] = draw_indices(guided, some, keys[row, at], heats[row], options.cut, draw_largest)[1]
         known = [start + count for start, count in zip(known, counts, strict=True)]
         if trace:
             grids.append(tokens.clone())

@@ -14,7 +14,8 @@ from stage2_prior.drawing import Cut
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
-# (steps done, steps in all, tokens, UNKNOWN where they are not sampled yet) -> the tokens to go on with, None to stop there
+# (steps done, steps in all, tokens, UNKNOWN where they are not sampled yet) -> the tokens to go on with, None to stop there.
+# A step may be several: of AR in raster order it is a token of the sample that has fewest.
 Progress = Callable[[int, int, Tensor], Tensor | None]
 RASTER = "raster"  # the order in which autoregressive priors learn tokens, unless they learn any
 MOST = 1e4  # of what logits are multiplied by
@@ -120,6 +121,10 @@ class MaskGITSampling(SamplingOptions):
 class ARSampling(SamplingOptions):
     """Autoregressive: one token after the other in raster order.
 
+    `lookahead`: tokens that a pass works on at a time: those to come are guessed, and drawn anew until nothing changes. The
+    samples are those of one token at a time (but for rounding); there are fewer passes, each of which costs little more as
+    long as reading the weights takes most of its time. Default: up to 8, fewer for several images at a time, 1 for many.
+
     A prior that has learnt random orders to the end can do more: start with all given tokens, wherever they lie, take
     the others in any of PLANNED_ORDERS, and draw several at once, in `steps` whose counts follow `schedule` (MASK_SCHEDULES).
     """
@@ -127,9 +132,11 @@ class ARSampling(SamplingOptions):
     steps: int | None = None
     order: str = RASTER
     schedule: str = "cosine"
+    lookahead: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.lookahead is None or self.lookahead >= 1, "lookahead", self.lookahead, "give 1 or more, or leave it out")
         _require(self.steps is None or self.steps >= 1, "steps", self.steps, "give 1 or more, or leave it out: one per token")
         _choose("order", self.order, {RASTER: None} | PLANNED_ORDERS)
         _choose("schedule", self.schedule, MASK_SCHEDULES)

@@ -16,7 +16,7 @@ from pipeline.core.command import Interrupted, Interruption
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import agreed_signal, reduced, start_accelerator, start_tracker
+from pipeline.core.launch import agreed_signal, reduced, require_compiler, start_accelerator, start_tracker
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed, generator
 from pipeline.core.run_folder import RunFolder
@@ -48,6 +48,9 @@ def train(config: Stage2Config) -> Path:
     prior = new_prior(config, store)
     if config.gradient_checkpointing:
         prior.enable_gradient_checkpointing()
+    if config.compile:
+        require_compiler(accelerator.device)
+        prior.trunk.compile_blocks()
     optimizer = torch.optim.AdamW(
         parameter_groups(prior, config.optim.weight_decay), config.optim.lr, _pair(config.optim.betas), fused=True
     )

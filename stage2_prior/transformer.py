@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stage2_prior.rows import Linear, dropout
+from stage2_prior.rows import Linear, dropout, dropout_keys
 
 EPS = 1e-6
 Labels = Int[Tensor, " b"] | Float[Tensor, "b f"]  # numbers of classes, or vectors that stand between them (`between`)
@@ -171,20 +172,20 @@ class Layer(nn.Module):
         q = self._heads(self.q(places), self.heads)
         return rotate(F.rms_norm(q, q.shape[-1:], eps=EPS), self.q_scale, cos, sin).transpose(1, 2)
 
-    def add_branches(self, x: Tensor, attended: Tensor, gains: tuple[Tensor, ...], seeds: Tensor | None) -> Tensor:
+    def add_branches(self, x: Tensor, attended: Tensor, gains: tuple[Tensor, ...], drops: Tensor | None) -> Tensor:
         """The places with what the attention found, then with what the SwiGLU makes of them."""
         _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = gains
         branch = self.attention_out(attended.transpose(1, 2).flatten(2))
-        x = torch.addcmul(x, attention_gate, self._dropped(branch, seeds, 2 * self.index))
+        x = torch.addcmul(x, attention_gate, self._dropped(branch, drops, 0))
         value, gate = self.mlp_in(modulated(x, mlp_shift, mlp_scale)).chunk(2, dim=-1)
         branch = self.mlp_out(F.silu(gate) * value)
-        return torch.addcmul(x, mlp_gate, self._dropped(branch, seeds, 2 * self.index + 1))
+        return torch.addcmul(x, mlp_gate, self._dropped(branch, drops, 1))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, -1)
 
-    def _dropped(self, x: Tensor, seeds: Tensor | None, salt: int) -> Tensor:
-        return x if seeds is None or self.dropout == 0 else dropout(x, self.dropout, seeds, salt)
+    def _dropped(self, x: Tensor, drops: Tensor | None, branch: int) -> Tensor:
+        return x if drops is None or self.dropout == 0 else dropout(x, self.dropout, drops[branch])
 
 
 class Block(Layer):
@@ -200,14 +201,15 @@ class Block(Layer):
         modulation: Float[Tensor, "b 6 f"],
         cos: Float[Tensor, "... n 1 c2"],
         sin: Float[Tensor, "... n 1 c2"],
-        seeds: Int[Tensor, " b"] | None = None,
+        drops: Int[Tensor, "2 b"] | None = None,
         queries: Int[Tensor, "b m"] | None = None,
         cache: KeyValueCache | None = None,
         visible: Bool[Tensor, "n s"] | None = None,
     ) -> Float[Tensor, "b m f"]:
         """The places of x, or only `queries` of them (which see all the others); keys and values go into the cache.
 
-        `visible`: which of the places so far each place of x sees, where that is not all of them.
+        `visible`: which of the places so far each place of x sees, where that is not all of them. `drops`: the keys of both
+        branches' dropout; tensors, since a compiler makes one graph for all blocks of what does not differ between them.
         """
         gains = self.gains(modulation)
         places = modulated(x, *gains[:2])
@@ -217,7 +219,7 @@ class Block(Layer):
         q = self.queries(places, cos, sin)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
-        return self.add_branches(x, attend(q, k, v, self.causal, visible), gains, seeds)
+        return self.add_branches(x, attend(q, k, v, self.causal, visible), gains, drops)
 
 
 class Transformer(nn.Module):
@@ -284,12 +286,22 @@ class Transformer(nn.Module):
         x = self._placed(x, at, told, labels)
         cos, sin = self.angles(at, self.prefix)
         modulation, visible = self.modulate(labels), self.visible(0, x.shape[1])
-        *body, last = self.blocks
-        for block in body:
-            x = self.run(block, x, modulation, cos, sin, seeds, None, None, visible)
+        depth = len(self.blocks)
+        drops = [None] * depth if seeds is None else dropout_keys(seeds, 2 * depth).unflatten(0, (depth, 2)).unbind()
+        for block, keys in zip(self.blocks[:-1], drops[:-1], strict=True):
+            x = self.run(block, x, modulation, cos, sin, keys, None, None, visible)
+        last, keys = self.blocks[-1], drops[-1]
         if queries is None:
-            return self.norm(self.run(last, x, modulation, cos, sin, seeds, None, None, visible)[:, self.prefix - 1 :])
-        return self.norm(self.run(last, x, modulation, cos, sin, seeds, queries + self.prefix - 1))
+            return self.norm(self.run(last, x, modulation, cos, sin, keys, None, None, visible)[:, self.prefix - 1 :])
+        return self.norm(self.run(last, x, modulation, cos, sin, keys, queries + self.prefix - 1))
+
+    def compile_blocks(self, **options: Any) -> None:
+        """From now on the blocks run compiled, all by one graph per shape; `options` are torch.compile's.
+
+        Parameters and their names stay as they are; results change by rounding.
+        """
+        for block in self.blocks:
+            block.compile(**{"dynamic": False} | options)
 
     def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
         """A block's result, worked out again in the backward pass where memory matters more than time."""

@@ -47,15 +47,16 @@ def main() -> None:
             raise UserError(f"--{name}: {getattr(arguments, name)}; give 1 or more")
 
     # imported here so that --help and usage errors answer at once
-    from eval.benchmark.benchmark import Benchmark
+    from eval.benchmark.benchmark import BenchmarkRun
     from eval.benchmark.config import BenchmarkConfig
     from eval.benchmark.submit import Task, submit
     from pipeline.core.config import load_config
 
     config = load_config(BenchmarkConfig, arguments.config, arguments.settings)
-    benchmark = Benchmark(config, arguments.runs, arguments.results, arguments.jobs, arguments.threads)
+    benchmark = BenchmarkRun(config, arguments.runs, arguments.results, arguments.jobs, arguments.threads)
     print(benchmark.describe(), flush=True)
     if arguments.submit and not arguments.dry_run:
+        benchmark.check()
         task = Task(config, arguments.runs, arguments.results, arguments.threads, arguments.clean)
         print("submitted", *submit(task, arguments.submit, arguments.slurm, arguments.cluster))
     elif not arguments.dry_run:

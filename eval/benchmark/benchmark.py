@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import torch
 
 from eval.benchmark.commands import Commands
 from eval.benchmark.config import BenchmarkConfig
-from eval.benchmark.contract import Settings, contract, text, write_contract
+from eval.benchmark.contract import Settings, contract, text, whole, write_contract
 from eval.benchmark.estimate import Costs, estimate
 from eval.benchmark.jobs import JobFolder
-from eval.benchmark.launcher import Launcher, Slots
-from eval.benchmark.plan import Job, all_jobs, wanted
+from eval.benchmark.launcher import Launcher, Slots, count
+from eval.benchmark.locks import Lock
+from eval.benchmark.plan import PlannedJob, all_jobs, wanted
 from eval.benchmark.table import Table
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
 
 
-class Benchmark:
+class BenchmarkRun:
     """What one command works on; `runs` and `results` are the folders of all benchmarks.
 
     Raises UserError where the configurations do not resolve.
@@ -35,15 +37,13 @@ class Benchmark:
         self.settings = Settings(config)
         self.contract = contract(self.settings)
         self.jobs = all_jobs(config)
-        self.folders = {
-            id: JobFolder(job, self.settings.inputs(job), self.runs, self.results) for id, job in self.jobs.items()
-        }
+        self.folders = {id: JobFolder(job, self.settings.inputs(job), self.runs, self.results) for id, job in self.jobs.items()}
         self.slots = slots(jobs, threads)
         self.costs = Costs(self.jobs, config.assumed_seconds)
         self.costs.read(self.folders)
 
-    def wanted(self) -> dict[str, Job]:
-        """The jobs that are left. Raises UserError where an artifact of other settings is in the way."""
+    def wanted(self) -> dict[str, PlannedJob]:
+        """The jobs that are left."""
         measured = {id for id, job in self.jobs.items() if job.is_measurement and self.folders[id].done()}
         needed = wanted(self.jobs, measured)
         made = {id for id, job in needed.items() if not job.is_measurement and self.folders[id].done()}
@@ -51,41 +51,82 @@ class Benchmark:
 
     def describe(self) -> str:
         """The contract, the plan and what it costs."""
-        left = self.wanted()
+        left, obstacles = self.wanted(), self.obstacles()
         leaves = [id for id, job in self.jobs.items() if job.is_measurement]
         measured = sum(id not in left for id in leaves)
-        lines = [text(self.contract, self.config.tolerance), f"Plan: {measured} of {len(leaves)} measurements are there"]
+        lines = [text(self.contract, self.config.tolerance), f"Plan: {measured} of {len(leaves)} measurements are there."]
         outdated = [id for id in leaves if self.folders[id].outdated()]
         if outdated:
             why = "; ".join(self.folders[outdated[0]].outdated()[:2])
-            lines[-1] += f"; {len(outdated)} more are of other settings and will be measured again ({outdated[0]}: {why})"
+            others = f"{count(len(outdated), 'more measurement')} of other settings will be made again"
+            lines.append(f"{others} ({outdated[0]}: {why}).")
         if left:
-            lines += ["Left:", estimate(left.values(), self.costs, self.slots.count, bool(self.slots.devices))]
+            lines.append(estimate(left.values(), self.costs, self.slots.count, bool(self.slots.devices)))
+        if obstacles:
+            lines += ["", "Nothing can be started:", *(f"  {obstacle}" for obstacle in obstacles)]
         return "\n".join(lines)
+
+    def obstacles(self) -> list[str]:
+        """All that must be mended before hours are spent, a line each with the remedy."""
+        found = [f"not a fair comparison: {violation}" for violation in self.contract.violations]
+        try:
+            whole(self.contract, self.results)
+        except UserError as error:
+            found.append(str(error))
+        for id in self.wanted():
+            state = self.folders[id].state()
+            if state.state != "damaged" and (obstacle := self.folders[id].obstacle(state)):
+                found.append(obstacle)
+        images: dict[str, str] = {}
+        for id, folder in self.folders.items():
+            if fingerprint := folder.fingerprint():
+                images.setdefault(fingerprint, id)
+        if len(images) > 1:
+            prints, ids = " and ".join(images), " and ".join(images.values())
+            remedy = f"delete what was made of images that have changed, in {self.runs} and {self.results / 'jobs'}"
+            found.append(f"{ids}: made of different images (fingerprints {prints}); {remedy}")
+        return found
+
+    def check(self) -> None:
+        """Raises UserError where something must be mended first."""
+        obstacles = self.obstacles()
+        if obstacles:
+            more = f" ({len(obstacles) - 1} more above)" if len(obstacles) > 1 else ""
+            raise UserError(f"{self.config.name}: nothing was started: {obstacles[0]}{more}")
 
     def run(self, clean: bool = False, leave_after: float | None = None) -> None:
         """Work until nothing is left to do here. Raises UserError at the end where jobs failed."""
-        if self.contract.violations:
-            raise UserError(f"{self.config.name}: not a fair comparison: {self.contract.violations[0]}; nothing was started")
-        write_contract(self.contract, self.results)
+        self.check()
+        resolved = self.write()
         table = Table(self.config.name, self.jobs, self.folders, self.costs, self.slots.count)
-        command = Commands(self.settings, self._resolved(), self.runs, self.results)
+        command = Commands(self.settings, resolved, self.runs, self.results)
         standing = Launcher(self.jobs, self.folders, command, self.slots, table, clean, leave_after).run()
         if standing.failed:
             first, said = next(iter(standing.failed.items()))
             raise UserError(
-                f"{self.config.name}: {len(standing.failed)} jobs failed, {len(standing.blocked)} need them; {first}: {said}; "
-                "start again to try them once more"
+                f"{self.config.name}: {count(len(standing.failed), 'job')} failed, which {len(standing.blocked)} others need; "
+                f"{first}: {said}; start again to try once more"
             )
         if not standing.elsewhere:
             print(f"{self.config.name}: everything is measured; python -m eval.benchmark.report {self.results}")
 
-    def _resolved(self) -> Path:
-        """The file that measurements read: the configuration with what the command line said, by its content's hash."""
+    def write(self) -> Path:
+        """Write the contract and the file that measurements read; gives that file.
+
+        It is the configuration with what the command line said, by its content's hash. One launcher at a time, since each adds
+        to the contract.
+        """
         values = to_yaml(self.config)
         path = self.runs / "configs" / f"{hashlib.sha256(values.encode()).hexdigest()[:12]}.yaml"
-        if not path.exists():
-            write_text(path, values)
+        lock = Lock(self.runs / "configs")
+        while not lock.claim():
+            time.sleep(0.1)
+        try:
+            write_contract(self.contract, self.results)
+            if not path.exists():
+                write_text(path, values)
+        finally:
+            lock.release()
         return path
 
 

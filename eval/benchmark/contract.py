@@ -8,6 +8,7 @@ row says that the method has the bits it has. Parameters are reported, not match
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +17,19 @@ from typing import Any
 import torch
 
 from eval.benchmark.config import BenchmarkConfig, Method
-from eval.benchmark.plan import Job, all_jobs
+from eval.benchmark.jobs import differences
+from eval.benchmark.plan import VERSIONS, PlannedJob, all_jobs
 from eval.config import EvalConfig
+from eval.features import VERSION as FEATURES_VERSION
 from pipeline.api import Stage1Config, Stage2Config, Tokenizer, at_budget, load_config, normalised_latents, token_grid
 from pipeline.core.config import to_dict
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_text
+from pipeline.core.files import read_json, write_text
 from pipeline.core.run_folder import FREE_SETTINGS
 
+CONTRACT = "contract.json"
+WIDTH = 120  # of the page, in characters
+NUMBERS = ("bits/image", "encoder", "quantizer", "decoder")  # columns that are set to the right
 MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", *FREE_SETTINGS)
 
 
@@ -103,11 +109,16 @@ class Settings:
         """What the command line of a prior's training says, but for its folder and its tokens."""
         return [*self.config.stage2_settings, f"seed={seed}"]
 
-    def inputs(self, job: Job) -> dict[str, Any]:
-        """Every setting that decides what a job makes; where it works and how fast is none."""
+    def inputs(self, job: PlannedJob) -> dict[str, Any]:
+        """Every setting that decides what a job makes; where it works and how fast is none.
+
+        Those of measurements have the versions of the code that measures; those of artifacts have none, since the code that
+        trains keeps what it does.
+        """
+        shared = {"eval": self.evaluation, "version": VERSIONS.get(job.kind, 0), "features_version": FEATURES_VERSION}
         if job.method is None or job.bits is None or job.seed is None:
             first = next(iter(self.stage1.values()))
-            return {"data": first.data, "image_size": first.image_size, "eval": self.evaluation, "images": self.config.images}
+            return shared | {"data": first.data, "image_size": first.image_size, "images": self.config.images}
         inputs: dict[str, Any] = {
             "given": _given(self.config.stage1_settings) | {"options": json.dumps(job.method.options, sort_keys=True)},
             "stage1": _decisive(to_dict(self.stage1[job.method.label, job.bits, job.seed])),
@@ -123,7 +134,7 @@ class Settings:
                 "images": self.config.images,
             },
         }
-        return inputs | ({"eval": self.evaluation} | measuring[job.kind] if job.is_measurement else {})
+        return inputs | (shared | measuring[job.kind] if job.is_measurement else {})
 
     def _quantizer(self, method: Method, bits: float) -> dict[str, Any]:
         try:
@@ -158,6 +169,7 @@ def contract(settings: Settings) -> Contract:
             "curve_images": config.curve_images,
             "images": config.images,
             "perturbations": list(config.perturbations),
+            "versions": {**VERSIONS, "features": FEATURES_VERSION},
         },
         rows=rows,
         measurements=sorted(id for id, job in all_jobs(config).items() if job.is_measurement),
@@ -180,35 +192,69 @@ def unequal(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def text(agreed: Contract, tolerance: float) -> str:
     """The contract as a page for the terminal."""
-    lines = [f"Contract of the benchmark {agreed.name}", "", "Every tokenizer:"]
-    lines += [f"  {key}: {json.dumps(value)}" for key, value in agreed.stage1.items()]
+    lines = [f"Contract of the benchmark {agreed.name}", "", "Every tokenizer is trained with", *_listed(agreed.stage1)]
+    first = next(iter(agreed.stage2.values()), {})
+    common = {key: first[key] for key in first if all(values.get(key) == first[key] for values in agreed.stage2.values())}
+    lines += ["", "Every prior is trained with", *_listed(common)]
     for prior, values in agreed.stage2.items():
-        lines += ["", f"Every {prior} prior:"] + [f"  {key}: {json.dumps(value)}" for key, value in values.items()]
+        own = {key: value for key, value in values.items() if key not in common}
+        lines += [f"and {prior} with", *_listed(own)] if own else []
     trials = agreed.tuning_trials
+    tuned = f"those of each method were chosen from {trials} trainings" if trials else "as shipped, tuned for none"
     lines += [
         "",
-        f"Seeds {', '.join(map(str, agreed.seeds))} for both stages; options of each method chosen from {trials} trainings"
-        f"{'' if trials else ': as shipped, tuned for none'}.",
-        f"Bits per image equal within {tolerance:g} bits per position, else marked. Parameters are reported, not matched.",
+        f"Seeds of both stages: {', '.join(map(str, agreed.seeds))}. Options of the methods: {tuned}.",
+        f"Bits are equal within {tolerance:g} per position, or the row is marked. Parameters are reported, not matched.",
         "",
     ]
     titles = ("method", "bits/image", "tokens", "latents", "encoder", "quantizer", "decoder", "options of its own")
-    table: list[tuple[str, ...]] = [titles]
-    for row in agreed.rows:
-        table.append(
-            (
-                row.label,
-                f"{row.bits_per_image:.1f}" + ("" if row.exact else " (the bits it has)"),
-                row.tokens,
-                "normalised" if row.normalised_latents else "as they are",
-                *(f"{count / 1e6:.3f} M" for count in (row.encoder, row.quantizer_parameters, row.decoder)),
-                json.dumps(row.given) if row.given else "",
-            )
+    table = [titles] + [
+        (
+            row.label,
+            f"{row.bits_per_image:,.1f}".removesuffix(".0"),
+            row.tokens.partition(",")[0],
+            "normalised" if row.normalised_latents else "as they are",
+            *(_amount(count) for count in (row.encoder, row.quantizer_parameters, row.decoder)),
+            json.dumps(row.given) if row.given else "",
         )
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        for row in agreed.rows
+    ]
+    if not any(row.given for row in agreed.rows):
+        table = [line[:-1] for line in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    budgets = [None, *(row.bits for row in agreed.rows)]
+    marks = ["", *("" if row.exact else "(the bits it has)" for row in agreed.rows)]
+    for number, (line, mark) in enumerate(zip(table, marks, strict=True)):
+        if number and budgets[number] != budgets[number - 1]:
+            row = agreed.rows[number - 1]
+            lines.append(f"-- {row.bits:g} bits per position, {row.wanted_bits:,.10g} per image")
+        cells = [
+            cell.rjust(width) if title in NUMBERS else cell.ljust(width)
+            for title, cell, width in zip(table[0], line, widths, strict=True)
+        ]
+        lines.append("  ".join([*cells, mark]).rstrip())
     lines += ["", *(f"NOT FAIR: {violation}" for violation in agreed.violations)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _listed(values: Mapping[str, Any]) -> list[str]:
+    """Flat settings as a user would give them, a paragraph for each part."""
+    parts: dict[str, list[str]] = {}
+    for key, value in values.items():
+        said = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        parts.setdefault(key.partition(".")[0] if "." in key else "", []).append(f"{key}={said}")
+    return [
+        line
+        for words in parts.values()
+        for line in textwrap.wrap(" ".join(words), WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    ]
+
+
+def _amount(count: int) -> str:
+    """A number of parameters: 0, 512, 8.19 k, 28.4 M."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.3g} k" if count < 999_500 else f"{count / 1e6:.3g} M"
 
 
 def _row(settings: Settings, method: Method, bits: float) -> Row:
@@ -261,9 +307,50 @@ def _shared(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 
 
 def write_contract(agreed: Contract, folder: Path) -> Path:
-    """Write contract.json beside the results, where the report finds it."""
-    path = folder / "contract.json"
-    value = json.dumps(agreed.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    """Write contract.json beside the results, where the report finds it; UserError where it disagrees with the one there."""
+    path = folder / CONTRACT
+    value = json.dumps(whole(agreed, folder), indent=2, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != value:
         write_text(path, value)
     return path
+
+
+def whole(agreed: Contract, folder: Path) -> dict[str, Any]:
+    """The contract of all runs into a folder, as JSON: a run of some seeds, methods or priors leaves those of the others in it.
+
+    A run of all that is there replaces it: what has other settings is measured again. Raises UserError where a run of less than
+    that has other settings, since its results could not be compared with the rest.
+    """
+    path = folder / CONTRACT
+    new = json.loads(json.dumps(agreed.to_dict()))
+    old = read_json(path) if path.exists() else {}
+    try:
+        others = sorted(set(old.get("measurements", ())) - set(new["measurements"]))
+        if not others:
+            return new
+        changed = differences(_comparable(old), _comparable(new))
+        if changed:
+            raise UserError(
+                f"{path}: was made with other settings ({'; '.join(changed[:3])}) and has {len(others)} measurements that are "
+                f"not in this run, such as {others[0]}; give this run another name (name=...), or run the whole benchmark"
+            )
+        guidance = old["evaluation"]["guidance"] | new["evaluation"]["guidance"]
+        return new | {
+            "seeds": sorted({*old["seeds"], *new["seeds"]}),
+            "stage2": old["stage2"] | new["stage2"],
+            "evaluation": new["evaluation"] | {"guidance": guidance},
+            "rows": sorted((_by_name(old["rows"]) | _by_name(new["rows"])).values(), key=lambda row: row["bits"]),
+            "measurements": sorted({*old["measurements"], *new["measurements"]}),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged contract; delete it, then run the whole benchmark") from None
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What contracts of runs whose results stand in one table have in common."""
+    shared = {key: values[key] for key in ("tuning_trials", "stage1", "stage2", "evaluation")}
+    return shared | {"rows": _by_name(values["rows"])}
+
+
+def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{row['label']}-{row['bits']:g}b": row for row in rows}

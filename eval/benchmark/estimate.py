@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from eval.benchmark.jobs import JobFolder
-from eval.benchmark.launcher import duration
-from eval.benchmark.plan import Job
-from pipeline.core.files import read_json
+from eval.benchmark.launcher import count, duration
+from eval.benchmark.plan import Kind, PlannedJob
 
 Source = Literal["measured", "assumed", "unknown"]
+ORDER: tuple[Kind, ...] = ("tokenizer", "tokens", "prior", "quality", "generation", "yardstick")  # in which they are told
 
 
 class Costs:
     """Seconds of jobs, by the same method, bits and prior with another seed, or by jobs of the kind and prior."""
 
-    def __init__(self, jobs: Mapping[str, Job], assumed: Mapping[str, float]) -> None:
+    def __init__(self, jobs: Mapping[str, PlannedJob], assumed: Mapping[str, float]) -> None:
         self.jobs, self.assumed = jobs, assumed
         self.alike: dict[object, dict[str, float]] = {}
 
@@ -31,14 +31,13 @@ class Costs:
     def read(self, folders: Mapping[str, JobFolder]) -> None:
         """Take up what is written beside results and in the jobs' states."""
         for id, folder in folders.items():
-            file = folder.out / "job.json"
-            if folder.job.is_measurement and file.exists():
-                self.learn(read_json(file).get("seconds", {}))
+            if folder.job.is_measurement:
+                self.learn(folder.costs())
             state = folder.state()
             if state.state == "done":
                 self.learn({id: state.seconds})
 
-    def of(self, job: Job) -> tuple[float, Source]:
+    def of(self, job: PlannedJob) -> tuple[float, Source]:
         """Seconds of a job and where they are from; 0 where nothing is known."""
         for key in self._keys(job):
             if key in self.alike:
@@ -48,27 +47,35 @@ class Costs:
                 return self.assumed[key], "assumed"
         return 0.0, "unknown"
 
-    def _keys(self, job: Job) -> Iterable[object]:
+    def _keys(self, job: PlannedJob) -> Iterable[object]:
         if job.method is not None:
             yield job.method.label, job.bits, job.family
         yield job.family
 
 
-def estimate(jobs: Iterable[Job], costs: Costs, slots: int, gpus: bool = False) -> str:
-    """What is left, by kind: how many jobs, how long each, where that is from, and the sum; `gpus`: one for each slot."""
+def estimate(jobs: Iterable[PlannedJob], costs: Costs, slots: int, gpus: bool = False) -> str:
+    """What is left, by kind: how many jobs, how long each and all of them, where that is from, and the sum.
+
+    gpus: there is one for each of the `slots`.
+    """
     families: dict[str, list[tuple[float, Source]]] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: ORDER.index(job.kind)):
         families.setdefault(job.family, []).append(costs.of(job))
-    lines, total = [], 0.0
+    width = max(map(len, families), default=0)
+    lines, total = [f"  {'job':<{width}s}  {'left':>5s}  {'each':>11s}  {'together':>11s}  time is"], 0.0
     for family, found in families.items():
-        seconds = sum(value for value, _ in found)
-        total += seconds
-        sources = sorted({source for _, source in found})
-        each = duration(seconds / len(found)) if sources != ["unknown"] else "?"
-        lines.append(f"  {family:<22s} {len(found):5d} x {each:>9s}   {', '.join(sources)}")
-    unknown = sorted({family for family, found in families.items() if any(source == "unknown" for _, source in found)})
-    what = "GPU-hours" if gpus else "hours of a process"
-    lines.append(f"  in all {total / 3600:,.1f} {what}, {duration(total / slots)} with {slots} at a time")
-    if unknown:
-        lines.append(f"  not counted, since never measured here: {', '.join(unknown)}")
+        known = [value for value, source in found if source != "unknown"]
+        total += sum(known)
+        each, together = (duration(sum(known) / len(known)), duration(sum(known))) if known else ("?", "?")
+        sources = ", ".join(sorted({source for _, source in found}))
+        lines.append(f"  {family:<{width}s}  {len(found):>5,d}  {each:>11s}  {together:>11s}  {sources}")
+    unknown = [family for family, found in families.items() if any(source == "unknown" for _, source in found)]
+    if len(unknown) < len(families):
+        hours = f"{total / 3600:,.1f}" if total < 360_000 else f"{total / 3600:,.0f}"
+        used = f"{hours} {'GPU-hours' if gpus else 'hours of one process'}" if total >= 3600 else duration(total)
+        lines.append(f"In all {used}; {duration(total / slots)} with {count(slots, 'process')} at a time.")
+    else:
+        lines.append("How long it takes will be told when one of each kind has been done.")
+    if 0 < len(unknown) < len(families):
+        lines.append(f"Not counted, since none was ever measured here: {', '.join(unknown)}.")
     return "\n".join(lines)

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.core.errors import UserError
@@ -54,6 +55,7 @@ class Lock:
     def __init__(self, folder: Path, stale: float = STALE) -> None:
         self.folder, self.stale = folder, stale
         self.mine: Path | None = None
+        self.me: Holder | None = None
 
     def claim(self) -> bool:
         """Take the lock if nobody alive holds it. Raises UserError where the folder cannot hold one."""
@@ -61,10 +63,10 @@ class Lock:
         number = self._newest()
         if number and self.holder() is not None:
             return False
-        path = self._file(number + 1)
-        if not self._link(path, _myself()):
+        path, me = self._file(number + 1), _myself()
+        if not self._link(path, me):
             return False
-        self.mine = path
+        self.mine, self.me = path, me
         return True
 
     def holder(self) -> Holder | None:
@@ -85,26 +87,40 @@ class Lock:
         return holder if alive else None
 
     def add_process(self, number: int) -> None:
-        """Have the lock held by a child too: it counts as held while the child lives, if this process dies first."""
-        assert self.mine is not None
-        mine = _myself()
-        write_json(self.mine, asdict(mine) | {"processes": [*mine.processes, [str(number), process_start(number) or ""]]})
+        """Have the lock held by a child too: it counts as held while the child lives, if this process dies first.
+
+        A child may call it itself, between its start and its program's, so that none ever runs unseen.
+        """
+        assert self.me is not None
+        self.me = replace(self.me, processes=[*self.me.processes, [str(number), process_start(number) or ""]])
+        self._write(self.me)
+
+    def held(self) -> bool:
+        """Whether it is still ours."""
+        return self.mine is not None and self._newest() == int(self.mine.suffix[1:])
 
     def beat(self) -> bool:
-        """Say that the holder lives; False where the lock was lost to another, who thought it dead."""
-        if self.mine is None or self._newest() != int(self.mine.suffix[1:]):
+        """Say that the holder lives; False where the lock was lost to another, who thought it dead.
+
+        Where it is True, nobody will think so for the next STALE seconds: what is guarded may be written.
+        """
+        if self.mine is None:
             return False
-        try:
+        with suppress(OSError):  # the file system may be away for a while, or the folder deleted
             os.utime(self.mine)
-        except OSError:
-            return self.mine.exists()
-        return True
+        return self.held()
 
     def release(self) -> None:
         """Let go; what is guarded must be written before. Does nothing where the lock is not held."""
-        if self.mine is not None and self.mine.exists():
-            write_json(self.mine, asdict(_myself()) | {"released": True})
-        self.mine = None
+        if self.mine is not None and self.me is not None and self.mine.exists():
+            self._write(replace(self.me, released=True))
+        self.mine = self.me = None
+
+    def _write(self, holder: Holder) -> None:
+        assert self.mine is not None
+        aside = self._aside("holder")
+        write_json(aside, asdict(holder))
+        os.replace(aside, self.mine)
 
     def _newest(self) -> int:
         numbers = [path.suffix[1:] for path in self.folder.glob("lock.*")]
@@ -119,8 +135,9 @@ class Lock:
         try:
             os.link(aside, path)
         except FileExistsError:
-            # NFS may repeat a request whose answer was lost: then the link that is in the way is ours
-            return aside.stat().st_nlink == 2
+            # NFS may repeat a request whose answer was lost: then the link that is in the way is ours. Not by the number of
+            # links, which its clients remember for a while
+            return path.exists() and os.path.samefile(aside, path)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
                 raise UserError(f"{self.folder}: locks need hard links, which this file system has not; use another") from None
@@ -139,6 +156,7 @@ class Lock:
             clock.unlink(missing_ok=True)
 
     def _aside(self, what: str) -> Path:
+        """A name that no process of any machine uses, not even one of the same id."""
         return self.folder / f".{what}.{uuid.uuid4().hex}"
 
 

@@ -44,7 +44,7 @@ def main() -> None:
 
     # imported here so that --help and usage errors answer at once
     from eval.benchmark.config import BenchmarkConfig
-    from eval.benchmark.measuring import Order, measure
+    from eval.benchmark.tasks import Order, measure
     from pipeline.core.config import load_config
 
     config = load_config(BenchmarkConfig, arguments.config)

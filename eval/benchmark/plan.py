@@ -1,11 +1,11 @@
 """The jobs of a benchmark, what each needs, and which are wanted given what is there.
 
-    tokenizer/<method>-<bits>b-s<seed>            train stage 1
-    tokens/<same>              <- tokenizer       encode the data
-    quality/<same>             <- tokenizer       measure (a leaf: its result.json is what the report reads)
-    prior/<same>-<prior>       <- tokens          train stage 2
-    generation/<same>-<prior>  <- prior, tokenizer  measure (a leaf)
-    yardstick                  <- a tokenizer     measure real images and spoilt copies of them (a leaf)
+tokenizer/<method>-<bits>b-s<seed>            train stage 1
+tokens/<same>              <- tokenizer       encode the data
+quality/<same>             <- tokenizer       measure (a leaf: its result.json is what the report reads)
+prior/<same>-<prior>       <- tokens          train stage 2
+generation/<same>-<prior>  <- prior, tokenizer  measure (a leaf)
+yardstick                  <- a tokenizer     measure real images and spoilt copies of them (a leaf)
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from eval.benchmark.config import BenchmarkConfig, Method
 Kind = Literal["yardstick", "tokenizer", "tokens", "quality", "prior", "generation"]
 KINDS: tuple[Kind, ...] = ("yardstick", "tokenizer", "tokens", "quality", "prior", "generation")
 MEASUREMENTS: tuple[Kind, ...] = ("yardstick", "quality", "generation")
+# of the code that measures: raise one when the same inputs would give other numbers, and what it measured is measured again
+VERSIONS: dict[Kind, int] = {"yardstick": 1, "quality": 1, "generation": 1}
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One step of the benchmark, done by one process: `needs` are the ids of the jobs whose artifacts it reads."""
 
     id: str
@@ -56,26 +58,26 @@ class Job:
         }
 
 
-def all_jobs(config: BenchmarkConfig) -> dict[str, Job]:
+def all_jobs(config: BenchmarkConfig) -> dict[str, PlannedJob]:
     """Every job by its id, the most urgent first.
 
     One seed after the other, so that a benchmark which is stopped early compares all methods; within a training's
     descendants the latest first, so that what was begun is measured before more is begun.
     """
-    jobs: list[Job] = []
+    jobs: list[PlannedJob] = []
     for seed in config.seeds:
         for bits in config.bits:
             for method in config.quantizers:
                 jobs += _chain(config, method, bits, seed)
     first = next(job for job in jobs if job.kind == "tokenizer")
-    jobs.insert(0, Job("yardstick", "yardstick", (first.id,)))
+    jobs.insert(0, PlannedJob("yardstick", "yardstick", (first.id,)))
     return {job.id: job for job in jobs}
 
 
-def _chain(config: BenchmarkConfig, method: Method, bits: float, seed: int) -> list[Job]:
-    def job(kind: Kind, *needs: str, prior: str | None = None) -> Job:
+def _chain(config: BenchmarkConfig, method: Method, bits: float, seed: int) -> list[PlannedJob]:
+    def job(kind: Kind, *needs: str, prior: str | None = None) -> PlannedJob:
         end = f"{name}-{prior}" if prior else name
-        return Job(f"{kind}/{end}", kind, needs, method, bits, seed, prior)
+        return PlannedJob(f"{kind}/{end}", kind, needs, method, bits, seed, prior)
 
     name = f"{method.label}-{bits:g}b-s{seed}"
     generation = [job("generation", f"prior/{name}-{prior}", f"tokenizer/{name}", prior=prior) for prior in config.stage2]
@@ -84,11 +86,11 @@ def _chain(config: BenchmarkConfig, method: Method, bits: float, seed: int) -> l
     return [*generation, *priors, *others]
 
 
-def wanted(jobs: Mapping[str, Job], done: Container[str]) -> dict[str, Job]:
+def wanted(jobs: Mapping[str, PlannedJob], done: Container[str]) -> dict[str, PlannedJob]:
     """The measurements that are not done, and what they need that is not done, in the jobs' order."""
     needed: set[str] = set()
 
-    def want(job: Job) -> None:
+    def want(job: PlannedJob) -> None:
         if job.id not in done and job.id not in needed:
             needed.add(job.id)
             for need in job.needs:
@@ -100,13 +102,13 @@ def wanted(jobs: Mapping[str, Job], done: Container[str]) -> dict[str, Job]:
     return {job.id: job for job in jobs.values() if job.id in needed}
 
 
-def descendants(jobs: Mapping[str, Job], ancestor: str) -> list[Job]:
+def descendants(jobs: Mapping[str, PlannedJob], ancestor: str) -> list[PlannedJob]:
     """The jobs that need this one, directly or through others."""
     direct = [job for job in jobs.values() if ancestor in job.needs]
     return direct + [deeper for job in direct for deeper in descendants(jobs, job.id)]
 
 
-def blocked_by(needed: Mapping[str, Job], job: Job, failed: Container[str]) -> str | None:
+def blocked_by(needed: Mapping[str, PlannedJob], job: PlannedJob, failed: Container[str]) -> str | None:
     """The id of a failed job that this one waits for, directly or through others; None where there is none."""
     for need in job.needs:
         if need not in needed:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from eval.benchmark.benchmark import Benchmark
+from eval.benchmark.benchmark import BenchmarkRun
 from eval.benchmark.config import BenchmarkConfig
 from pipeline.core.errors import UserError
 
@@ -28,7 +28,7 @@ class Task:
     clean: bool
 
     def __call__(self) -> None:
-        Benchmark(self.config, self.runs, self.results, jobs=1, threads=self.threads).run(self.clean, leave_after=IDLE)
+        BenchmarkRun(self.config, self.runs, self.results, jobs=1, threads=self.threads).run(self.clean, leave_after=IDLE)
 
 
 def submit(task: Task, number: int, options: Sequence[str], cluster: str = "slurm") -> list[str]:

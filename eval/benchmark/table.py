@@ -12,9 +12,9 @@ from typing import TextIO
 from eval.benchmark.estimate import Costs
 from eval.benchmark.jobs import JobFolder
 from eval.benchmark.launcher import Running, Standing, duration
-from eval.benchmark.plan import Job
+from eval.benchmark.plan import PlannedJob
 
-SHOWN = 8  # failures and jobs of other launchers
+SHOWN = 8  # failures, and jobs of other launchers
 RELEARN = 60.0  # seconds between looks at what jobs took
 QUIET = 300.0  # seconds between lines that say how things stand, where there is no terminal
 
@@ -25,7 +25,7 @@ class Table:
     def __init__(
         self,
         name: str,
-        jobs: Mapping[str, Job],
+        jobs: Mapping[str, PlannedJob],
         folders: Mapping[str, JobFolder],
         costs: Costs,
         slots: int,
@@ -63,31 +63,35 @@ class Table:
 
     def lines(self, standing: Standing, running: Mapping[str, Running]) -> list[str]:
         """The table: a summary, then one line for each job at work, failures, and what they block."""
-        left = [*running, *standing.waiting, *standing.elsewhere]
         leaves = sum(job.is_measurement for job in self.jobs.values())
         counts = {
-            "running": len(running),
-            "elsewhere": len(standing.elsewhere),
+            "running here": len(running),
+            "running elsewhere": len(standing.elsewhere),
             "waiting": len(standing.waiting),
             "failed": len(standing.failed),
-            "blocked": len(standing.blocked),
+            "waiting for a failed one": len(standing.blocked),
         }
         states = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        title = f"{self.name}: {len(standing.measured)} of {leaves} measured; {states or 'nothing left'}"
-        lines = [f"{title}{self._time_left(left, running, len(standing.elsewhere))}"]
-        for id, job in running.items():
-            lines.append(f"  {id:<44s} {duration(job.seconds()):>8s}  {bar(self.folders[id].progress())}")
-        lines += [f"  {id:<44s} on {host}" for id, host in list(standing.elsewhere.items())[:SHOWN]]
-        lines += [f"  {id:<44s} FAILED: {said}" for id, said in list(standing.failed.items())[:SHOWN]]
-        return lines
+        title = f"{self.name}: {len(standing.measured)} of {leaves} measured; jobs: {states or 'none left'}"
+        here = {id: f"{duration(job.seconds()):>11s}  {bar(self.folders[id].progress())}" for id, job in running.items()}
+        there = {id: f"on {host}" for id, host in standing.elsewhere.items()}
+        failed = {id: f"FAILED: {said}" for id, said in standing.failed.items()}
+        shown = here | dict(list(there.items())[:SHOWN]) | dict(list(failed.items())[:SHOWN])
+        width = max(map(len, shown), default=0)
+        hidden = len(here) + len(there) + len(failed) - len(shown)
+        return [
+            f"{title}{self._time_left(standing, running)}",
+            *(f"  {id:<{width}s}  {said}" for id, said in shown.items()),
+            *([f"  and {hidden} more"] if hidden else []),
+        ]
 
-    def _time_left(self, left: list[str], running: Mapping[str, Running], others: int) -> str:
-        costs = {id: self.costs.of(self.jobs[id]) for id in left}
-        if not left or any(source == "unknown" for _, source in costs.values()):
+    def _time_left(self, standing: Standing, running: Mapping[str, Running]) -> str:
+        left = {id: self.costs.of(self.jobs[id]) for id in (*running, *standing.waiting, *standing.elsewhere)}
+        if not left or any(source == "unknown" for _, source in left.values()):
             return "; time left unknown until one of each kind is done" if left else ""
-        seconds = sum(value for value, _ in costs.values())
-        seconds -= sum(min(job.seconds(), costs[id][0]) for id, job in running.items())
-        return f"; about {duration(seconds / (self.slots + others))} left"
+        seconds = {id: cost - min(cost, running[id].seconds() if id in running else 0.0) for id, (cost, _) in left.items()}
+        shared = sum(seconds.values()) / (self.slots + len(standing.elsewhere))
+        return f"; about {duration(max(shared, *seconds.values()))} left"
 
     def _erase(self) -> None:
         if self.drawn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -57,6 +58,13 @@ def start_accelerator(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
+
+
+def require_compiler(device: torch.device) -> None:
+    """UserError where torch.compile cannot work: on a CPU it writes C++, which someone has to compile."""
+    names = [os.environ[name] for name in ("CXX",) if name in os.environ] or ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        raise UserError(f"compile: no C++ compiler ({', '.join(names)}) on this machine; install one, or set compile=false")
 
 
 def _sharding(shardable: bool) -> FullyShardedDataParallelPlugin | None:

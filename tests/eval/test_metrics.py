@@ -15,9 +15,11 @@ from eval.metrics import (
     combine,
     frechet_distance,
     frechet_limit,
+    has_limit,
+    in_blocks,
     inception_score,
+    jackknifed,
     kernel_distance,
-    kernel_standard_error,
     mean,
     mmd_without_blocks,
     moments,
@@ -72,13 +74,57 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_and_symmetric():
     assert frechet_distance(x, moments(y)).value == pytest.approx(frechet_distance(y, moments(x)).value, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n", "dim", "shift"), [(600, 8, 0.0), (600, 32, 0.4), (192, 96, 0.1)])
-def test_frechet_standard_error_is_the_jackknife_by_hand(n, dim, shift):
-    x, reference = gaussian(n, dim, 6, shift), gaussian(2 * n, dim, 7)
-    blocks = x.tensor_split(20)
-    values = np.array([fidelitys(torch.cat([*blocks[:i], *blocks[i + 1 :]]), reference) for i in range(20)])
-    wanted = math.sqrt(19 / 20 * np.square(values - values.mean()).sum())
-    assert frechet_distance(x, moments(reference)).standard_error == pytest.approx(wanted, rel=0.05)
+def error_of(found) -> float:
+    assert found.standard_error is not None
+    return found.standard_error
+
+
+def blocks_of(found) -> list[float]:
+    assert found.without_block is not None
+    return list(found.without_block)
+
+
+def without(blocks, i):
+    return torch.cat([*blocks[:i], *blocks[i + 1 :]])
+
+
+# with fewer than four images a feature every block is exact
+@pytest.mark.parametrize(
+    ("n", "dim", "shift", "exact"),
+    [
+        (600, 8, 0.0, False),
+        (600, 32, 0.4, False),
+        (400, 96, 0.1, False),
+        (192, 96, 0.1, True),
+        (96, 96, 0.1, True),
+        (130, 300, 0.2, True),
+    ],
+)
+def test_frechet_distance_without_each_block_is_torch_fidelitys(n, dim, shift, exact):
+    x, reference = gaussian(n, dim, 6, shift), gaussian(2 * n + dim, dim, 7)
+    blocks = in_blocks(x)
+    wanted = np.array([fidelitys(without(blocks, i), reference) for i in range(20)])
+    found = frechet_distance(x, moments(reference))
+    error = math.sqrt(19 / 20 * np.square(wanted - wanted.mean()).sum())
+    assert found.standard_error == pytest.approx(error, rel=1e-4 if exact else 0.05)
+    np.testing.assert_allclose(blocks_of(found), wanted, atol=1e-4 if exact else 0.05 * error * math.sqrt(20))
+
+
+def test_block_b_holds_the_images_at_b_modulo_20():
+    assert [block.tolist() for block in in_blocks(torch.arange(50))][3] == [3, 23, 43]
+    assert torch.equal(torch.cat(in_blocks(torch.arange(47))).sort().values, torch.arange(47))
+
+
+def test_paired_differences_have_the_noise_that_is_not_shared():
+    shared, reference = gaussian(400, 8, 30), moments(gaussian(4000, 8, 31))
+    mine, theirs = shared + 0.05 * gaussian(400, 8, 32), shared + 0.05 * gaussian(400, 8, 33)
+    ours, other = frechet_distance(mine, reference), frechet_distance(theirs, reference)
+    apart = ours.minus(other)
+    assert apart.value == ours.value - other.value
+    wanted = jackknifed(0.0, [a - b for a, b in zip(blocks_of(ours), blocks_of(other), strict=True)])
+    assert error_of(apart) == error_of(wanted) < 0.5 * error_of(ours)
+    assert ours.scaled(-2).standard_error == pytest.approx(2 * error_of(ours))
+    assert blocks_of(ours.scaled(-2)) == [-2 * value for value in blocks_of(ours)]
 
 
 def test_two_standard_errors_cover_the_expected_distance():
@@ -90,51 +136,59 @@ def test_two_standard_errors_cover_the_expected_distance():
 
 
 def test_too_few_images_for_a_standard_error_get_none():
-    assert frechet_distance(gaussian(30, 8, 0), moments(gaussian(30, 8, 1))).standard_error is None
+    x, y = gaussian(30, 8, 0), gaussian(30, 8, 1)
+    for found in (frechet_distance(x, moments(y)), kernel_distance(x, y, subsets=2)):
+        assert found.standard_error is None and found.without_block is None
 
 
-def limits(n, dim, trials, decay=0.0):
-    """Distances and limits of Gaussian sets of n, against the moments that a shifted Gaussian really has."""
-    scale = (torch.arange(dim, dtype=torch.float64) + 1) ** -decay
-    shift = torch.full((dim,), 0.3, dtype=torch.float64) * scale
-    reference = Moments(10**9, shift, torch.diag((1.2 * scale) ** 2))
-    true = (shift.square() + (0.2 * scale).square()).sum().item()
-    found = []
-    for seed in range(300, 300 + trials):
-        x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * scale.float()
-        whole = frechet_distance(x, reference)
-        found.append((whole, frechet_limit(x, reference, whole)))
-    return true, found
+def limits(n, dim, trials, decay, shift, scale):
+    """Limits of Gaussian sets of n, against the moments that another Gaussian really has; and their plain distances."""
+    deviations = (torch.arange(dim, dtype=torch.float64) + 1) ** -decay
+    moved = shift * deviations
+    reference = Moments(10**9, moved, torch.diag((scale * deviations) ** 2))
+    true = (moved.square() + ((scale - 1) * deviations).square()).sum().item()  # the distance of Gaussians that commute
+    sets = [
+        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * deviations.float()
+        for seed in range(300, 300 + trials)
+    ]
+    plain = np.array([frechet_distance(x, reference).value for x in sets])
+    found = [frechet_limit(x, reference) for x in sets]
+    return true, plain, np.array([limit.value for limit in found]), np.array([limit.standard_error for limit in found])
 
 
-def test_the_limit_is_the_distance_of_the_distributions():
-    true, found = limits(n=800, dim=32, trials=24)
-    plain = np.array([whole.value for whole, _ in found])
-    values = np.array([limit.value for _, limit in found])
-    errors = np.array([limit.standard_error for _, limit in found])
+# the last is a distance of 0, as of real images to real images; the first has as few images as a limit may have
+@pytest.mark.parametrize(("n", "decay", "shift", "scale"), [(64, 0.0, 0.3, 1.2), (160, 0.5, 0.3, 1.2), (320, 0.5, 0.0, 1.0)])
+def test_two_standard_errors_of_the_limit_cover_the_distance_of_the_distributions(n, decay, shift, scale):
+    true, plain, values, errors = limits(n, 16, 60, decay, shift, scale)
     bias = plain.mean() - true
-    assert bias > 2 * plain.std()  # what 800 images add
-    assert abs(values.mean() - true) < 0.05 * bias
+    assert bias > plain.std()  # what so few images add
+    assert abs(values.mean() - true) < 0.2 * bias
     assert (np.abs(values - true) < 2 * errors).mean() >= 0.9
-    assert errors.mean() < 2 * values.std()
+    assert errors.mean() < 2 * values.std()  # and they are not just large
 
 
-def test_the_limit_corrects_a_part_of_the_bias_where_images_are_fewer_than_features():
-    true, found = limits(n=128, dim=192, trials=6, decay=0.5)
-    plain = np.mean([whole.value for whole, _ in found]) - true
-    left = np.mean([limit.value for _, limit in found]) - true
-    assert 0 < left < 0.6 * plain
-
-
-def test_the_limit_is_the_line_through_distances_of_disjoint_subsets():
+def test_the_limit_is_the_line_through_the_whole_and_two_halves():
     x, reference = gaussian(240, 8, 16, shift=0.2), gaussian(400, 8, 17)
-    inverse = [count / 240 for count in (1, 2, 3, 4)]
-    values = [np.mean([fidelitys(part, reference) for part in x.tensor_split(count)]) for count in (1, 2, 3, 4)]
-    wanted = np.polyfit(inverse, values, 1)[1]
-    whole = frechet_distance(x, moments(reference))
-    found = frechet_limit(x, moments(reference), whole)
-    assert found.value == pytest.approx(wanted, rel=1e-5)
-    assert (found.standard_error or 0) >= (whole.standard_error or 1)
+    half = sum(fidelitys(x[start::2], reference) for start in (0, 1)) / 2
+    found = frechet_limit(x, moments(reference))
+    assert found.value == pytest.approx(np.polyfit([1 / 240, 1 / 120], [fidelitys(x, reference), half], 1)[1], rel=1e-4)
+    assert found.standard_error == pytest.approx(jackknifed(0.0, blocks_of(found)).standard_error)
+
+    by_hand = []  # without an image of each block the halves are of 119 and 120, 109 and 120 ...
+    for block in range(20):
+        keep = torch.arange(240) % 20 != block
+        halves = [x[(torch.arange(240) % 2 == start) & keep] for start in (0, 1)]
+        inverse = [1 / keep.sum().item(), np.mean([1 / len(part) for part in halves])]
+        distances = [fidelitys(x[keep], reference), np.mean([fidelitys(part, reference) for part in halves])]
+        by_hand.append(np.polyfit(np.array(inverse), np.array(distances), 1)[1])
+    wanted = jackknifed(0.0, by_hand).standard_error
+    assert found.standard_error == pytest.approx(wanted, rel=0.05)
+
+
+def test_too_few_images_for_a_limit_are_refused():
+    assert has_limit(50_000, 2048) and not has_limit(4000, 1280)
+    with pytest.raises(ValueError, match="31 images of 8 features"):
+        frechet_limit(gaussian(31, 8, 18), moments(gaussian(400, 8, 19)))
 
 
 def test_inception_score_of_a_uniform_and_of_a_certain_classifier():
@@ -153,24 +207,25 @@ def test_kernel_distance_is_torch_fidelitys_and_unbiased():
 
 def test_kernel_jackknife_leaves_out_blocks_of_the_distance_of_all_pairs():
     a, b = gaussian(60, 8, 11), gaussian(48, 8, 12, shift=0.2)
-    blocks = a.tensor_split(5)
+    blocks = in_blocks(a, 5)
 
     def all_pairs(x):
         kernel = lambda p, q: (p.double() @ q.double().T / 8 + 1) ** 3  # noqa: E731
         among = kernel(x, x)
         return (among.sum() - among.diagonal().sum()) / (len(x) * (len(x) - 1)) - 2 * kernel(x, b).mean()
 
-    wanted = torch.stack([all_pairs(torch.cat([*blocks[:i], *blocks[i + 1 :]])) for i in range(5)])
-    torch.testing.assert_close(mmd_without_blocks(a, b, 5), wanted, rtol=1e-5, atol=1e-5)
+    whole, found = mmd_without_blocks(a, b, 5)
+    torch.testing.assert_close(whole, all_pairs(a), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, torch.stack([all_pairs(without(blocks, i)) for i in range(5)]), rtol=1e-5, atol=1e-5)
 
 
 def test_kernel_standard_error_is_the_spread_over_repetitions():
     reference = gaussian(400, 8, 13)
     trials = [gaussian(200, 8, seed, shift=0.1) for seed in range(200, 230)]
-    values = [kid_features_to_metric(x, reference[:200], kid_subsets=1, kid_subset_size=200, verbose=False) for x in trials]
-    spread = np.std([value["kernel_inception_distance_mean"] for value in values])
-    errors = np.mean([kernel_standard_error(x, reference[:200]) for x in trials])
+    found = [kernel_distance(x, reference[:200], subsets=1, subset_size=200) for x in trials]
+    spread, errors = np.std([f.value for f in found]), np.mean([error_of(f) for f in found])
     assert spread / 2 < errors < 2 * spread
+    assert np.mean(blocks_of(found[0])) == pytest.approx(found[0].value, rel=0.1)
 
 
 def test_precision_and_recall_by_brute_force():
@@ -212,3 +267,12 @@ def test_mean_has_the_standard_error_of_independent_values():
     found = mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert found.value == 3
     assert found.standard_error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
+
+
+@pytest.mark.parametrize("n", [400, 407])
+def test_a_mean_of_many_values_has_the_jackknife_of_its_blocks(n):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    found = mean(values)
+    wanted = [without(in_blocks(values), i).double().mean().item() for i in range(20)]
+    assert found.without_block == pytest.approx(wanted)
+    assert found.standard_error == pytest.approx(values.std().item() / math.sqrt(n), rel=0.5)

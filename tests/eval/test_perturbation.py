@@ -1,4 +1,4 @@
-"""Tokens with some indices replaced."""
+"""Tokens with some positions replaced."""
 
 import pytest
 import torch
@@ -18,10 +18,15 @@ def test_nothing_and_everything():
         assert ((counts - counts.mean()).square() / counts.mean()).sum() < 25  # chi-square of at most 6 degrees of freedom
 
 
-def test_the_share_of_replaced_indices():
+def test_the_share_of_replaced_positions():
     spoilt = perturbed(torch.full((40, 64, 2), -1), SIZES, 0.3, range(40))  # -1: no draw gives it again
     assert (spoilt >= 0).double().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert ((spoilt[..., 0] >= 0) != (spoilt[..., 1] >= 0)).any()  # every index by itself
+    assert torch.equal(spoilt[..., 0] >= 0, spoilt[..., 1] >= 0)  # all indices of a position or none
+
+
+def test_as_many_positions_of_one_index_as_of_three():
+    spoilt = [perturbed(torch.full((40, 64, d), -1), (7,) * d, 0.3, range(40))[..., 0] >= 0 for d in (1, 3)]
+    assert abs(spoilt[0].double().mean() - spoilt[1].double().mean()) < 0.03
 
 
 def test_a_larger_share_replaces_more_and_the_same():

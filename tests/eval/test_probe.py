@@ -12,17 +12,21 @@ def clouds(n, seed, spread):
     return centers[labels] + spread * torch.randn(n, 10, generator=torch.Generator().manual_seed(seed)), labels
 
 
+def accuracy(probe, features, labels):
+    return (probe.predict(features) == labels).double().mean().item()
+
+
 def test_it_learns_what_is_linear_and_generalises():
     features, labels = clouds(400, 0, spread=0.7)
     probe = fit_probe(features, labels, 4)
-    assert probe.accuracy(*clouds(400, 1, spread=0.7)) > 0.95
+    assert accuracy(probe, *clouds(400, 1, spread=0.7)) > 0.95
 
 
 def test_it_is_at_chance_where_labels_mean_nothing():
     features, _ = clouds(2000, 2, spread=1.0)
     labels = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(3))
     fresh, _ = clouds(2000, 4, spread=1.0)
-    assert abs(fit_probe(features, labels, 4).accuracy(fresh, labels) - 0.25) < 0.06
+    assert abs(accuracy(fit_probe(features, labels, 4), fresh, labels) - 0.25) < 0.06
 
 
 def test_scale_and_offset_of_a_feature_do_not_matter():

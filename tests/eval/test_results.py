@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -35,8 +36,23 @@ def test_what_is_written_is_read(result, tmp_path):
     assert find_results(tmp_path) == {path: result}
 
 
+def test_values_without_a_block_are_kept_to_eight_digits_and_older_files_have_none(result, tmp_path):
+    exact = tuple(61.5 + math.sin(block) / 3 for block in range(20))
+    with_blocks = dataclasses.replace(result.metrics["fd"], without_block=exact)
+    path = write_result(tmp_path, dataclasses.replace(result, metrics={"fd": with_blocks}))
+    found = read_result(path).metrics["fd"].without_block
+    assert isinstance(found, tuple) and found == pytest.approx(exact, rel=5e-8) and found != exact
+    content = json.loads(path.read_text())
+    del content["metrics"]["fd"]["without_block"]
+    path.write_text(json.dumps(content))
+    assert read_result(path).metrics["fd"] == result.metrics["fd"]
+
+
 def test_a_number_that_is_not_finite_is_never_written(result, tmp_path):
     broken = dataclasses.replace(result, metrics={"fd": Metric("FD", float("nan"), 10, "lower")})
+    with pytest.raises(ValueError, match="not finite"):
+        write_result(tmp_path, broken)
+    broken = dataclasses.replace(result, metrics={"fd": Metric("FD", 1.0, 10, "lower", without_block=(1.0, float("inf")))})
     with pytest.raises(ValueError, match="not finite"):
         write_result(tmp_path, broken)
     assert not list(tmp_path.iterdir())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from stage2_prior.logits import TensorLogits
 from stage2_prior.priors import build_prior
 
 torch.set_num_threads(1)
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 SCALES = {"var": [[1, 1], [1, 3], [3, 4]]}  # sixteen tokens for every prior, in as many scales as it needs
 
@@ -46,6 +51,22 @@ def make_prior():
     return make
 
 
+@pytest.fixture
+def causal():
+    """Makes a CausalLogits of a MaskedLogits: all tokens from a place on are masked."""
+
+    def of(masked_logits):
+        def logits(tokens, start, m, branches):
+            at = (torch.tensor(start)[:, None] + torch.arange(m)).flatten()[:, None]
+            masked, last = torch.arange(tokens.shape[1]) >= at, tokens.shape[1] - 1
+            rows = torch.arange(len(tokens)).repeat_interleave(m)
+            return masked_logits(tokens[rows], masked, at.clamp(max=last), rows, branches)
+
+        return logits
+
+    return of
+
+
 class ToyJoint:
     """A random joint distribution of 4 tokens with 3 values, on a grid of 2 x 2, and its exact conditionals."""
 
@@ -69,12 +90,6 @@ class ToyJoint:
         logits = self.conditionals(tokens[..., 0], masked)
         return TensorLogits([logits.gather(1, positions[..., None].expand(-1, -1, self.k)).repeat(len(branches), 1, 1)])
 
-    def next_logits(self, tokens, branches):
-        b, i, _ = tokens.shape
-        filled = torch.cat([tokens[..., 0], torch.zeros(b, self.t - i, dtype=torch.long)], dim=1)
-        masked = (torch.arange(self.t) >= i).expand(b, -1)
-        return TensorLogits([self.conditionals(filled, masked)[:, i].repeat(len(branches), 1)])
-
     def total_variation(self, tokens):
         """Distance between the samples' histogram and the distribution."""
         index = (tokens[..., 0] * self.k ** torch.arange(self.t - 1, -1, -1)).sum(1)
@@ -91,3 +106,12 @@ class ToyJoint:
 @pytest.fixture
 def toy():
     return ToyJoint()
+
+
+@pytest.fixture(scope="module")
+def sharding() -> dict[str, str]:
+    """What accelerate's launcher tells its processes of the shipped settings."""
+    file = str(PROJECT / "configs/accelerate/fsdp.yaml")
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))
+    environment = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}

@@ -113,7 +113,7 @@ def test_as_many_steps_as_tokens_is_one_by_one_and_raster_without_steps_is_plain
         assert not prior.sample(labels, ARSampling(steps=4, order=order), range(3)).tokens.equal(one_by_one)
     options = ARSampling(guidance_scale=2.0, guidance_schedule="linear", final_temperature=0.5)
     logits = StepwiseLogits(prior, labels)
-    plain = sample_autoregressive(logits.following, nothing(3), options, range(3)).tokens
+    plain = sample_autoregressive(logits.causal, nothing(3), options, range(3)).tokens
     assert prior.sample(labels, options, range(3)).tokens.equal(plain)
 
 

@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from stage2_prior.autoregressive import StepwiseLogits
 from stage2_prior.samplers import sample_autoregressive
 from stage2_prior.sampling import UNKNOWN, ARSampling
+from stage2_prior.transformer import take
 
 RAR = {"random_until": 0.5, "raster_from": 0.75}
 
@@ -94,19 +95,20 @@ def test_cached_sampling_equals_uncached_and_targets_are_told_there_too(make_pri
     labels, given = torch.tensor([0, 3, 4]), torch.full((3, 16, 1), UNKNOWN)
     given[1, 2:7] = 3
 
-    def uncached(tokens, branches):
-        filled = torch.cat([tokens, torch.zeros(3, 1, 1, dtype=torch.long)], dim=1).repeat(len(branches), 1, 1)
-        return prior.codes.logits(prior._features(filled, prior._branch_labels(labels, branches))[:, -1])
+    def uncached(tokens, start, m, branches):
+        features = prior._features(tokens.repeat(len(branches), 1, 1), prior._branch_labels(labels, branches))
+        at = (torch.tensor(start)[:, None] + torch.arange(m)).clamp(max=15).repeat(len(branches), 1)
+        return prior.codes.logits(take(features, at))
 
     for options in (ARSampling(guidance_scale=2.0), ARSampling(guidance_scale=3.0, guidance_interval=(0.2, 0.6))):
         plain = sample_autoregressive(uncached, given, options, [1, 2, 3])
         assert prior.sample(labels, options, [1, 2, 3], given).tokens.equal(plain.tokens)
     with torch.no_grad():
-        tokens, cached = draw_tokens(3), StepwiseLogits(prior, labels).following
+        tokens, cached = draw_tokens(3), StepwiseLogits(prior, labels).causal
         full = prior.codes.logits(prior._features(tokens, labels)[:, :1])
         nothing = torch.empty(3, 0, dtype=torch.long)
         torch.testing.assert_close(
-            cached(tokens[:, :0], (True,))(0, torch.arange(3), nothing), full(0, torch.arange(3), nothing)
+            cached(tokens, [0] * 3, 1, (True,))(0, torch.arange(3), nothing), full(0, torch.arange(3), nothing)
         )
 
 

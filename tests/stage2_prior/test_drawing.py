@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
-from stage2_prior.drawing import Cut, SampleRng, draw
+from stage2_prior.drawing import Cut, SampleRng, draw, draw_largest, gumbel
 
 
-def test_draw_follows_temperature_top_k_and_top_p():
+@pytest.mark.parametrize("way", [draw, draw_largest])
+def test_draw_follows_temperature_top_k_and_top_p(way):
     logits = torch.tensor([1.0, 3.0, 2.0, -50.0, 2.5])
-    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    rng, n = SampleRng([0]), 100_000
+    noise = rng.uniform([0], n)[0] if way is draw else rng.keys([0], n)[0]
 
     def shares(temperature=1.0, top_k=None, top_p=None):
-        cut, heat = Cut(temperature, temperature, top_k, top_p), torch.full_like(uniform, temperature)
-        drawn = draw(logits.expand(len(uniform), -1), uniform, heat, cut)
-        return drawn.bincount(minlength=5) / len(uniform)
+        cut, heat = Cut(temperature, temperature, top_k, top_p), torch.full((n,), temperature)
+        return way(logits.expand(n, -1), noise, heat, cut).bincount(minlength=5) / n
 
     def expected(kept, temperature=1.0):
         return (logits / temperature).masked_fill(~torch.tensor(kept), -torch.inf).softmax(0)
@@ -60,3 +64,39 @@ def test_every_row_has_its_own_temperature_and_zero_means_the_likeliest():
         alone = draw(logits[rows], uniform[rows], heat[rows], Cut(value, value, None, 0.9))
         assert alone.equal(together[rows])
     assert together[::4].equal(logits[::4].argmax(1)) and not together.equal(logits.argmax(1))
+
+
+def test_gumbel_noise_is_gumbel_and_of_each_key_and_code_its_own():
+    noise = gumbel(SampleRng([0]).keys([0], 4000)[0], torch.arange(500)).double()
+    assert noise.mean().item() == pytest.approx(0.5772156649, abs=0.005)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.01)
+    for x in (-1.5, 0.0, 2.0, 5.0):
+        assert (noise < x).double().mean().item() == pytest.approx(math.exp(-math.exp(-x)), abs=0.001)
+    for lines in (noise[:60], noise[:, :60].T, torch.cat([noise[:30, 1:], noise[:30, :-1]])):
+        correlation = torch.corrcoef(lines) - torch.eye(60)
+        assert correlation.abs().max() < 6 / lines.shape[1] ** 0.5
+    codes = torch.randperm(500)
+    assert gumbel(torch.tensor([7, 9], dtype=torch.int32), codes).equal(
+        gumbel(torch.tensor([7, 9], dtype=torch.int32), torch.arange(500))[:, codes]
+    )
+
+
+def test_noise_of_every_code_draws_a_large_vocabulary_evenly():
+    k, n = 20_000, 4000
+    drawn = draw_largest(torch.zeros(n, k), SampleRng([3]).keys([0], n)[0], torch.ones(n), Cut(1, 1, None, None))
+    # as many different codes as so many draws have on average, k (1 - (1 - 1/k)^n), within four standard deviations
+    assert len(drawn.unique()) == pytest.approx(k * (1 - (1 - 1 / k) ** n), abs=4 * 18)
+    assert drawn.double().mean().item() == pytest.approx((k - 1) / 2, abs=4 * k / 12**0.5 / n**0.5)
+
+
+@pytest.mark.parametrize("cut", [Cut(1, 1, None, None), Cut(1, 1, 20, None), Cut(1, 1, None, 0.9)])
+def test_the_largest_sum_changes_less_often_than_the_logits_could_make_it(cut):
+    generator = torch.Generator().manual_seed(0)
+    logits, keys, n = torch.randn(1, 100, generator=generator).expand(20_000, -1), SampleRng([1]).keys([0], 20_000)[0], 20_000
+    other = logits + 0.1 * (2 * torch.rand(1, 100, generator=generator) - 1)
+    heat = torch.ones(n)
+    same = (draw_largest(logits, keys, heat, cut) == draw_largest(other, keys, heat, cut)).double().mean().item()
+    if cut.top_k is cut.top_p is None:
+        assert same > math.exp(-0.2)
+    uniform = torch.rand(n, generator=generator)
+    assert same > (draw(logits, uniform, heat, cut) == draw(other, uniform, heat, cut)).double().mean().item()

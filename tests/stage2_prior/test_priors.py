@@ -16,6 +16,7 @@ from stage2_prior.maskgit import MaskGITPrior, order_agnostic_bits, smallest
 from stage2_prior.priors import PRIORS, build_prior, open_prior
 from stage2_prior.samplers import sample_autoregressive
 from stage2_prior.sampling import UNKNOWN, MaskGITSampling
+from stage2_prior.transformer import take
 
 NAMES = list(PRIORS)
 
@@ -218,9 +219,10 @@ def test_cached_sampling_equals_uncached(make_prior):
     prior = make_prior("ar", sizes=[7, 5])
     labels = torch.tensor([0, 3, 4])
 
-    def uncached(tokens, branches):
-        filled = torch.cat([tokens, torch.zeros(3, 1, 2, dtype=torch.long)], dim=1).repeat(len(branches), 1, 1)
-        return prior.codes.logits(prior._features(filled, prior._branch_labels(labels, branches))[:, -1])
+    def uncached(tokens, start, m, branches):
+        features = prior._features(tokens.repeat(len(branches), 1, 1), prior._branch_labels(labels, branches))
+        at = (torch.tensor(start)[:, None] + torch.arange(m)).clamp(max=15).repeat(len(branches), 1)
+        return prior.codes.logits(take(features, at))
 
     for options in (
         {"temperature": 0.0, "guidance_scale": 2.0},

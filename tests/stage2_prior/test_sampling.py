@@ -41,12 +41,6 @@ class RandomLogits:
             out.append((3 * stacked.gather(1, index)).to(self.dtype))
         return TensorLogits(out)
 
-    def next(self, tokens, branches):
-        b, i, _ = tokens.shape
-        filled = torch.cat([tokens, torch.zeros(b, self.t - i, 2, dtype=torch.long)], dim=1)
-        masked = (torch.arange(self.t) >= i).expand(b, -1)
-        return self(filled, masked, torch.full((b, 1), i), torch.arange(b), branches)
-
 
 @pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob"])
 def test_value_independent_orders_reproduce_the_joint_distribution(toy, order):
@@ -55,8 +49,9 @@ def test_value_independent_orders_reproduce_the_joint_distribution(toy, order):
     assert toy.total_variation(tokens) < toy.floor(N)
 
 
-def test_autoregressive_sampling_reproduces_the_joint_distribution(toy):
-    tokens = sample_autoregressive(toy.next_logits, nothing(N), ARSampling(), range(N)).tokens
+@pytest.mark.parametrize("lookahead", [1, 3, 8])
+def test_autoregressive_sampling_reproduces_the_joint_distribution(toy, lookahead, causal):
+    tokens = sample_autoregressive(causal(toy.masked_logits), nothing(N), ARSampling(lookahead=lookahead), range(N)).tokens
     assert toy.total_variation(tokens) < toy.floor(N)
 
 
@@ -76,17 +71,12 @@ class PairedLogits:
 
 
 @pytest.mark.parametrize("order", ["random", "halton", "entropy", "maxprob", "ar"])
-def test_indices_that_depend_on_each_other_reproduce_the_joint_distribution_too(toy, order):
+def test_indices_that_depend_on_each_other_reproduce_the_joint_distribution_too(toy, order, causal):
     def masked_logits(tokens, masked, positions, rows, branches):
         return PairedLogits(toy, tokens, masked, positions)
 
-    def next_logits(tokens, branches):
-        i = tokens.shape[1]
-        filled = torch.cat([tokens, torch.zeros(N, 2 - i, 2, dtype=torch.long)], dim=1)
-        return PairedLogits(toy, filled, (torch.arange(2) >= i).expand(N, -1), torch.full((N, 1), i))
-
     if order == "ar":
-        tokens = sample_autoregressive(next_logits, nothing(N, 2, 2), ARSampling(), range(N)).tokens
+        tokens = sample_autoregressive(causal(masked_logits), nothing(N, 2, 2), ARSampling(), range(N)).tokens
     else:
         options = MaskGITSampling(steps=2, order=order, schedule="linear")
         tokens = sample_maskgit(masked_logits, nothing(N, 2, 2), ((1, 2),), options, range(N)).tokens
@@ -135,7 +125,7 @@ def test_a_random_corrector_of_one_token_reaches_the_joint_distribution_from_any
     assert distances[0] > 2 * distances[1] > 2 * toy.floor(n) > 2 * distances[2]
 
 
-def test_each_step_has_its_own_temperature():
+def test_each_step_has_its_own_temperature(causal):
     """Cold at first, so hot in the end that the larger logit counts for nothing."""
 
     def leaning(positions, n):
@@ -144,16 +134,13 @@ def test_each_step_has_its_own_temperature():
     def masked_logits(tokens, masked, positions, rows, branches):
         return leaning(positions.shape[1], len(rows))
 
-    def next_logits(tokens, branches):
-        return leaning(1, len(tokens))
-
     options = {"temperature": 0.0, "final_temperature": 1e4}
     parallel = MaskGITSampling(steps=2, schedule="linear", order="random", **options)  # pyright: ignore[reportArgumentType]
     samples = sample_maskgit(masked_logits, nothing(1000), ((2, 2),), parallel, range(1000), trace=True)
     first, last = samples.trace[0] >= 0, samples.trace[0] < 0
     assert samples.tokens[first].eq(0).all()
     assert samples.tokens[last].float().mean().item() == pytest.approx(0.5, abs=0.05)
-    serial = sample_autoregressive(next_logits, nothing(1000), ARSampling(**options), range(1000)).tokens  # pyright: ignore[reportArgumentType]
+    serial = sample_autoregressive(causal(masked_logits), nothing(1000), ARSampling(**options), range(1000)).tokens  # pyright: ignore[reportArgumentType]
     assert serial[:, 0].eq(0).all() and serial[:, 3].float().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
@@ -208,7 +195,7 @@ def test_one_step_draws_from_the_product_of_the_marginals(toy, order):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype):
+def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype, causal):
     b, generator = 6, torch.Generator().manual_seed(0)
     logits = RandomLogits(b, dtype)
     full = torch.stack([torch.randint(size, (b, 16), generator=generator) for size in logits.sizes], dim=-1)
@@ -232,7 +219,7 @@ def test_given_tokens_never_change_and_every_hole_is_filled(order, dtype):
         assert grid[~hole].equal(full[~hole])
     assert (samples.tokens >= 0).all() and (samples.tokens < torch.tensor(logits.sizes)).all()
     assert all(0 not in rows for rows, _, _ in logits.calls)  # nothing to do for the complete sample
-    samples = sample_autoregressive(logits.next, given, ARSampling(guidance_scale=3.0), range(b))
+    samples = sample_autoregressive(causal(logits), given, ARSampling(guidance_scale=3.0), range(b))
     assert samples.tokens[~hole].equal(full[~hole]) and (samples.tokens >= 0).all()
 
 
@@ -282,7 +269,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(order, corrector):
     assert not sample_maskgit(logits, given, logits.scales, options, range(1, 9)).tokens.equal(together)
 
 
-def test_guidance_one_is_conditional_zero_unconditional_each_in_one_pass():
+def test_guidance_one_is_conditional_zero_unconditional_each_in_one_pass(causal):
     def run(scale, tables=None):
         logits = RandomLogits(4)
         if tables is not None:
@@ -290,7 +277,7 @@ def test_guidance_one_is_conditional_zero_unconditional_each_in_one_pass():
         options = MaskGITSampling(steps=4, guidance_scale=scale)
         ar = ARSampling(guidance_scale=scale)
         tokens = sample_maskgit(logits, nothing(4, 16, 2), logits.scales, options, range(4)).tokens
-        tokens = torch.cat([tokens, sample_autoregressive(logits.next, nothing(4, 16, 2), ar, range(4)).tokens])
+        tokens = torch.cat([tokens, sample_autoregressive(causal(logits), nothing(4, 16, 2), ar, range(4)).tokens])
         return tokens, {branches for _, branches, _ in logits.calls}
 
     conditional = run(1.0, lambda unconditional, conditional: torch.stack([conditional, conditional]))
@@ -335,15 +322,12 @@ def test_planned_orders_ask_for_logits_only_where_they_reveal():
     assert sum(positions for _, _, positions in logits.calls) == 16
 
 
-def test_the_indices_of_a_position_are_drawn_independently():
+def test_the_indices_of_a_position_are_drawn_independently(causal):
     def uniform(tokens, masked, positions, rows, branches):
         return TensorLogits([torch.zeros(*positions.shape, 3), torch.zeros(*positions.shape, 3)])
 
-    def following(tokens, branches):
-        return TensorLogits([torch.zeros(len(tokens), 3), torch.zeros(len(tokens), 3)])
-
     parallel = sample_maskgit(uniform, nothing(2000, 4, 2), ((2, 2),), MaskGITSampling(steps=2), range(2000)).tokens
-    serial = sample_autoregressive(following, nothing(2000, 4, 2), ARSampling(), range(2000)).tokens
+    serial = sample_autoregressive(causal(uniform), nothing(2000, 4, 2), ARSampling(), range(2000)).tokens
     for tokens in (parallel, serial):
         shares = (3 * tokens[..., 0] + tokens[..., 1]).flatten().bincount(minlength=9) / 8000
         assert (shares - 1 / 9).abs().max() < 0.015

@@ -9,25 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 
 from pipeline.api import load_prior
 from pipeline.core.snapshot import load_newest_snapshot
 
-PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = "stage2_prior.train"
 # a snapshot falls between two reports; the 19 validation images are three batches, which two processes cannot share evenly
 SHORT = ["images=64", "report_every=24", "validate_every=24", "validation_images=19", "optim.warmup=8", "snapshot_every=16"]
-
-
-@pytest.fixture(scope="module")
-def sharding() -> dict[str, str]:
-    """What accelerate's launcher tells its processes of the shipped settings."""
-    file = str(PROJECT / "configs/accelerate/fsdp.yaml")
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))
-    environment = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
 
 
 @pytest.fixture(scope="module", params=["maskgit", "ar"])

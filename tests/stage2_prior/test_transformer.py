@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from stage2_prior.autoregressive import StepwiseLogits
 from stage2_prior.priors import PRIORS, build_prior
-from stage2_prior.rows import RowMap, dropout, linear
+from stage2_prior.rows import RowMap, dropout, dropout_keys, linear
 from stage2_prior.transformer import SIZES, Shape, Transformer, rotary_angles, rotate, take
 
 
@@ -103,13 +103,13 @@ def test_cached_logits_equal_a_full_pass(make_prior, sizes):
     labels = torch.tensor([0, 3, 4])
     with torch.no_grad():
         full = [prior._features(tokens, each) for each in (labels, torch.full((3,), 5))]
-        cached = StepwiseLogits(prior, labels).following
+        cached = StepwiseLogits(prior, labels).causal
         # the branches part (3, 4), one catches up over several tokens (5), they go together again (6 ...)
         plan = {3: (True,), 4: (True,), 9: (False,), 10: (False,)}
         for i in range(16):
             branches = plan.get(i, (True, False))
             expected = prior.codes.logits(torch.cat([full[0 if branch else 1][:, i] for branch in branches]))
-            logits, n = cached(tokens[:, :i], branches), 3 * len(branches)
+            logits, n = cached(tokens, [i] * 3, 1, branches), 3 * len(branches)
             for j in range(len(sizes)):
                 places, before = torch.arange(n), torch.zeros(n, j, dtype=torch.long)
                 torch.testing.assert_close(logits(j, places, before), expected(j, places, before), atol=1e-5, rtol=1e-5)
@@ -135,6 +135,30 @@ def test_gradient_checkpointing_changes_no_gradient(make_prior, name):
 
     for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
         assert plain.equal(recomputed)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_compiled_blocks_are_one_graph_with_the_same_gradients(make_prior, name):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def gradients(compiled):
+        prior = make_prior(name, depth=10, dropout=0.2).train()  # more blocks than a function may have graphs
+        names = [name for name, _ in prior.named_parameters()]
+        if compiled:
+            prior.trunk.compile_blocks(backend=backend, fullgraph=True)
+        assert [name for name, _ in prior.named_parameters()] == names
+        noise = prior.draw_noise(4, torch.Generator().manual_seed(0))
+        prior(torch.arange(64).view(4, 16, 1) % 11, torch.arange(4), noise).backward()
+        return [parameter.grad for parameter in prior.parameters()]
+
+    torch._dynamo.reset()
+    for plain, compiled in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, compiled, atol=1e-6, rtol=1e-5)
+    assert len(graphs) == 1
 
 
 def test_rotary_attention_depends_on_the_displacement_only():
@@ -190,13 +214,14 @@ def test_linear_rows_are_the_same_in_any_batch(threads):
 
 def test_dropout_masks_belong_to_samples_and_places():
     x, seeds = torch.ones(64, 40, 30), torch.randint(-(2**31), 2**31, (64,))
-    dropped = dropout(x, 0.1, seeds, salt=3)
-    assert dropped[10:20].equal(dropout(x[10:20], 0.1, seeds[10:20], salt=3))
+    keys = dropout_keys(seeds, 5)
+    dropped = dropout(x, 0.1, keys[3])
+    assert dropped[10:20].equal(dropout(x[10:20], 0.1, dropout_keys(seeds[10:20], 5)[3]))
     assert abs((dropped == 0).float().mean().item() - 0.1) < 0.005
     assert dropped.max().item() == pytest.approx(1 / 0.9)
     kept = (dropped > 0).double().flatten(1)
     assert kept.mean(0).min() > 0.6 and kept.mean(1).sub(0.9).abs().max() < 0.05
-    other = (dropout(x, 0.1, seeds, salt=4) > 0).double().flatten(1)
+    other = (dropout(x, 0.1, keys[4]) > 0).double().flatten(1)
     rows = torch.cat([kept, other])
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 6 / 1200**0.5  # 128 masks, no pair alike

@@ -2,7 +2,8 @@
 
 A class is a cell of a global grid. Inside every cell the western stripe is for training and an eastern one for validation,
 with a gap after each; the stripes recur at the same longitudes all over the map, so no training crop shares a pixel with
-a validation crop, of whatever class.
+a validation crop, of whatever class. Cells that hold enough crops but became no class give the unseen images: those of their
+crops that share no pixel with a training or validation crop. They lie in a few northern regions, most of them in two.
 """
 
 import json
@@ -90,26 +91,47 @@ def blue_marble(image_size: int = 32) -> ImageData:
     key = short_hash(photograph.read_bytes(), Path(__file__).read_bytes(), image_size)
     folder = build_once(f"blue_marble-{key}", lambda folder: _build(photograph, image_size, folder))
     about = json.loads((folder / "about.json").read_text())
-    train, validation = (datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in ("train", "validation"))
+    splits = ("train", "validation", "unseen")
+    train, validation, unseen = (datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits)
     names = tuple(about["names"])
-    return ImageData(train, validation, names, names, tuple(about["groups"]), about["fingerprint"])
+    return ImageData(train, validation, names, names, tuple(about["groups"]), about["fingerprint"], unseen)
 
 
 def _build(photograph: Path, image_size: int, folder: Path) -> None:
     with Image.open(photograph) as image:
         earth = np.asarray(image.convert("RGB"))
-    places = choose_places(find_places(earth, image_size))
+    found = find_places(earth, image_size)
+    places = choose_places(found)
     names, groups = [place.name for place in places], [place.region for place in places]
     contents = [*names]
     for split in ("train", "validation"):
         corners = np.concatenate([getattr(place, split) for place in places])
         labels = np.repeat(np.arange(len(places)), [len(getattr(place, split)) for place in places])
-        crops = np.stack([earth[y:y + image_size, x:x + image_size] for x, y in corners])
-        write_split(folder / f"{split}.arrow", [{"bytes": encode_image(crop), "path": None} for crop in crops],
-                    labels.tolist())
+        crops = _write(folder / f"{split}.arrow", earth, corners, labels, image_size)
         contents += [crops.tobytes(), labels.tobytes()]
+    corners = unseen_corners(found, places, earth.shape[:2], image_size)
+    _write(folder / "unseen.arrow", earth, corners, np.full(len(corners), -1), image_size)
     about = {"names": names, "groups": groups, "fingerprint": short_hash(*contents)}
     (folder / "about.json").write_text(json.dumps(about))
+
+
+def _write(path: Path, earth: UInt8[np.ndarray, "y x 3"], corners: Int[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"],
+           image_size: int) -> UInt8[np.ndarray, "n size size 3"]:
+    """Write the crops at these corners as a split, and give them back."""
+    crops = np.stack([earth[y:y + image_size, x:x + image_size] for x, y in corners])
+    write_split(path, [{"bytes": encode_image(crop), "path": None} for crop in crops], labels.tolist())
+    return crops
+
+
+def unseen_corners(found: list[Place], chosen: list[Place], shape: tuple[int, int], image_size: int) -> Int[np.ndarray, "n 2"]:
+    """Corners (x, y) of the crops of places that were not chosen, without those that share a pixel with one that was."""
+    used = np.zeros(shape, bool)
+    for place in chosen:
+        for x, y in (*place.train, *place.validation):
+            used[y:y + image_size, x:x + image_size] = True
+    names = {place.name for place in chosen}
+    others = [corner for place in found if place.name not in names for corner in (*place.train, *place.validation)]
+    return np.array([(x, y) for x, y in others if not used[y:y + image_size, x:x + image_size].any()])
 
 
 def find_places(earth: UInt8[np.ndarray, "y x 3"], image_size: int) -> list[Place]:

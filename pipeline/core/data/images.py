@@ -29,7 +29,8 @@ class ImageData:
 
     `class_names` are for people ("golden retriever"), `class_ids` are folder or synset names ("n02099601"), `groups` name
     something coarser ("sahara" for "sahara 24N 8E"); the position in each is the label. Where a source has no ids or
-    groups, they equal the names. `fingerprint` changes when images, labels or options change.
+    groups, they equal the names. `fingerprint` changes when images, labels or options change. `unseen`: images that neither
+    training nor the choice of any setting may use, for a judge alone; they belong to no class (label -1). None: there are none.
     """
 
     train: datasets.Dataset
@@ -38,6 +39,7 @@ class ImageData:
     class_ids: tuple[str, ...]
     groups: tuple[str, ...]
     fingerprint: str
+    unseen: datasets.Dataset | None = None
 
     def __post_init__(self):
         if not len(self.class_names) == len(self.class_ids) == len(self.groups):

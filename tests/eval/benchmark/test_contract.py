@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from eval.benchmark import contract as contracts
+from eval.benchmark.benchmark import BenchmarkRun
 from eval.benchmark.config import BenchmarkConfig
 from eval.benchmark.contract import Settings, contract, text, unequal, write_contract
-from eval.benchmark.jobs import differences
+from eval.benchmark.jobs import JobFolder, State, differences
 from eval.benchmark.plan import all_jobs
 from pipeline.api import Tokenizer, load_config
 from pipeline.core.config import to_dict
@@ -131,3 +134,119 @@ def test_what_does_not_resolve_is_one_line_with_the_remedy(setting, said):
     with pytest.raises(UserError, match=said) as caught:
         contract(Settings(load_config(BenchmarkConfig, SMOKE, [setting])))
     assert "\n" not in str(caught.value)
+
+
+def measured(folder: JobFolder) -> JobFolder:
+    """As a measurement leaves it."""
+    folder.prepare()
+    (folder.out / "result.json").write_text(json.dumps({"inputs": {}}))
+    return folder
+
+
+def test_what_other_code_measured_is_measured_again_and_what_it_trained_is_kept(settings, tmp_path, monkeypatch):
+    jobs = all_jobs(settings.config)
+
+    def folder(id: str) -> JobFolder:
+        return JobFolder(jobs[id], settings.inputs(jobs[id]), tmp_path / "runs", tmp_path / "results")
+
+    quality, generation = "quality/lgq-8b-s0", "generation/lgq-8b-s0-maskgit"
+    for id in ("yardstick", quality, generation):
+        assert measured(folder(id)).done()
+    monkeypatch.setitem(contracts.VERSIONS, "quality", 2)
+    assert folder(quality).outdated() == ["version was 1, now 2"] and not folder(quality).done()
+    assert folder("yardstick").done() and folder(generation).done()
+    monkeypatch.setattr(contracts, "FEATURES_VERSION", 5)
+    assert not folder("yardstick").done() and not folder(generation).done()
+    # before there were versions
+    told = folder(generation).out / "job.json"
+    old = json.loads(told.read_text())
+    del old["inputs"]["version"], old["inputs"]["features_version"]
+    told.write_text(json.dumps(old))
+    assert folder(generation).outdated() == ["features_version was 0, now 5", "version was 0, now 1"]
+    folder(generation).prepare()
+    assert not (told.parent / "result.json").exists()
+    for kind in ("tokenizer/lgq-8b-s0", "tokens/lgq-8b-s0", "prior/lgq-8b-s0-maskgit"):
+        inputs = settings.inputs(jobs[kind])
+        assert not {"version", "features_version", "data_fingerprint"} & inputs.keys()
+
+
+def test_measurements_of_images_that_have_changed_are_made_again(settings, tmp_path):
+    job = all_jobs(settings.config)["generation/lgq-8b-s0-maskgit"]
+    folder = JobFolder(job, settings.inputs(job), tmp_path / "runs", tmp_path / "results")
+    training = tmp_path / "runs/tokenizer/lgq-8b-s0/tokenizer/training.json"
+    training.parent.mkdir(parents=True)
+    training.write_text(json.dumps({"data_fingerprint": "f00d"}))
+    assert measured(folder).done() and (folder.measured() or {})["data_fingerprint"] == "f00d"
+    training.write_text(json.dumps({"data_fingerprint": "beef"}))
+    assert folder.outdated() == ["data_fingerprint was 'f00d', now 'beef'"]
+    training.unlink()  # runs/ is gone: the result stands for itself
+    assert folder.done() and folder.fingerprint() == "f00d"
+
+
+def test_a_state_of_older_or_newer_code_is_read_and_a_damaged_one_is_said(settings, tmp_path):
+    job = all_jobs(settings.config)["tokenizer/lgq-8b-s0"]
+    folder = JobFolder(job, settings.inputs(job), tmp_path, tmp_path)
+    file, marker = folder.path / "job/state.json", folder.path / "tokenizer/config.json"
+    for path in (file, marker):
+        path.parent.mkdir(parents=True)
+    marker.touch()
+    old = {"state": "done", "attempts": 1, "seconds": 83.4, "threads": 1, "device": "", "error": "", "inputs": folder.inputs}
+    for values in (old, old | {"from_the_future": 1}):
+        file.write_text(json.dumps(values))
+        assert folder.done() and folder.obstacle(folder.state()) == "" and folder.state().seconds == 83.4
+    file.write_text(json.dumps(old | {"inputs": {"stage1": {"images": 3}}}))
+    assert not folder.done() and "was made with other settings (stage1.images was 3" in folder.obstacle(folder.state())
+    for damaged in ("{", "[]", '{"attempts": "many"}', '{"inputs": 3}'):
+        file.write_text(damaged)
+        assert not folder.done() and f"{file}: damaged; delete this file" in folder.obstacle(folder.state())
+    assert folder.obstacle(State()) == ""
+
+
+def run(tmp_path, *settings: str) -> BenchmarkRun:
+    return BenchmarkRun(load_config(BenchmarkConfig, SMOKE, settings), tmp_path / "runs", tmp_path / "results", 1, 1)
+
+
+def test_runs_of_a_part_add_to_the_contract_and_never_shrink_it(tmp_path):
+    parts = ["seeds=[0]", "quantizers=[fsq]"], ["seeds=[1]", "quantizers=[fsq]"], ["quantizers=[lgq]", "bits=[6]"]
+    path = tmp_path / "results/smoke/contract.json"
+    with ThreadPoolExecutor(3) as threads:  # each by a launcher of its own, at the same time
+        list(threads.map(BenchmarkRun.write, [run(tmp_path, *part) for part in parts]))
+    together = json.loads(path.read_text())
+    assert together["seeds"] == [0, 1] and [row["label"] for row in together["rows"]] == ["fsq", "lgq"]
+    assert [id for id in together["measurements"] if id.startswith("quality")] == [
+        *("quality/fsq-5b-s0", "quality/fsq-5b-s1", "quality/lgq-6b-s0")
+    ]
+    run(tmp_path, *parts[1]).write()
+    assert json.loads(path.read_text()) == together
+    other = run(tmp_path, *parts[1], "curve_images=50")
+    with pytest.raises(
+        UserError, match=r"curve_images was 40, now 50.* 4 measurements .*generation/fsq-5b-s0-maskgit.*name="
+    ) as caught:
+        other.check()
+    assert "\n" not in str(caught.value) and "Nothing can be started" in other.describe()
+    assert json.loads(path.read_text()) == together
+    everything = run(tmp_path, "seeds=[0,1]", "bits=[5,6]", "curve_images=50")
+    everything.check()
+    everything.write()  # measures all of it again
+    assert json.loads(path.read_text())["evaluation"]["curve_images"] == 50
+
+
+def test_all_that_is_in_the_way_is_said_before_anything_starts(tmp_path):
+    smoke = run(tmp_path)
+    for id, images in (("tokenizer/lgq-5b-s0", "f00d"), ("tokenizer/fsq-5b-s0", "beef")):
+        folder = smoke.folders[id]
+        folder.write_state(State("done", inputs={"stage1": {"images": 3}}))
+        (folder.path / "tokenizer").mkdir()
+        (folder.path / "tokenizer/config.json").touch()
+        (folder.path / "tokenizer/training.json").write_text(json.dumps({"data_fingerprint": images}))
+    said = smoke.describe()
+    for id in ("tokenizer/lgq-5b-s0", "tokenizer/fsq-5b-s0"):
+        assert f"{smoke.folders[id].path}: was made with other settings (stage1.images was 3, now 160)" in said
+    assert "made of different images (fingerprints f00d and beef)" in said
+    with pytest.raises(UserError, match=r"nothing was started: .*other settings.* \(2 more above\)"):
+        smoke.run()
+    assert not list(tmp_path.rglob("lock.*"))
+    for damaged in ("[]", "{"):
+        (tmp_path / "results/smoke").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results/smoke/contract.json").write_text(damaged)
+        assert "contract.json" in smoke.describe().split("Nothing can be started")[1]

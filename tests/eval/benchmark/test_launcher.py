@@ -65,6 +65,16 @@ class Launchers:
     def count(self, what: str) -> Counter[str]:
         return Counter(note[1] for note in self.notes() if note[0] == what)
 
+    def place(self, id: str) -> Path:
+        return self.root / "runs" / id
+
+    def take_over(self, id: str) -> None:
+        """What another machine's launcher does that claims a job's lock and starts it."""
+        place = self.place(id) / "job"
+        number = max(int(path.suffix[1:]) for path in place.glob("lock.*")) + 1
+        holder = {"host": "node7", "machine": "node7 boot pid:[1]", "processes": [["1", "5"]], "since": 0.0, "released": False}
+        (place / f"lock.{number:06d}").write_text(json.dumps(holder))
+
     def state(self, id: str) -> dict:
         return json.loads((self.root / "runs" / id / "job/state.json").read_text())
 
@@ -94,12 +104,12 @@ def test_every_job_runs_once_after_what_it_needs_and_a_second_start_does_nothing
     ended = {id: index for index, (what, id, *_) in enumerate(launchers.notes()) if what == "end"}
     for earlier, later in pairwise(["tokenizer/m0-8b-s0", "tokens/m0-8b-s0", "prior/m0-8b-s0-ar", "generation/m0-8b-s0-ar"]):
         assert ended[earlier] < position[later]
-    assert "done    generation/m1-8b-s0-ar" in out
+    assert "done    generation/m1-8b-s0-ar" in out and not launchers.count("UNSEEN"), "a job ran before its lock knew of it"
     assert launchers.run()[0] == 0 and sum(launchers.count("start").values()) == JOBS
 
 
 def test_two_launchers_share_the_work_and_nothing_runs_twice(launchers):
-    # the first takes one of the two jobs that can be done at the start; neither job ends before the second launcher has the other
+    # two jobs can be done at the start: neither ends before each launcher has one
     launchers.hold()
     both = [launchers.start("--jobs", "1") for _ in range(2)]
     until(lambda: len(launchers.notes()) == 2)
@@ -153,9 +163,9 @@ def test_a_failing_job_stops_nothing_but_what_needs_it_and_is_tried_again(launch
     broken.touch()
     code, out, err = launchers.run("--jobs", "2")
     assert code == 2 and "1 failed, 4 blocked" in err
-    assert "FAILED  tokens/m0-8b-s0: error: the disk is on fire" in out
+    assert out.count("FAILED  tokens/m0-8b-s0: error: the disk is on fire (see ") == 1
     assert len(launchers.count("end")) == JOBS - 5 and launchers.count("start")["tokens/m0-8b-s0"] == 1
-    assert launchers.state("tokens/m0-8b-s0")["error"] == "error: the disk is on fire"
+    assert launchers.state("tokens/m0-8b-s0")["error"].startswith("error: the disk is on fire (see ")
     broken.unlink()
     assert launchers.run("--jobs", "2")[0] == 0
     assert len(launchers.count("end")) == JOBS and set(launchers.count("end").values()) == {1}
@@ -186,3 +196,86 @@ def test_threads_and_gpus_are_dealt_out_and_a_job_that_goes_on_keeps_its_threads
     assert launchers.run("--threads", "1")[0] == 0
     threads = {id: number for what, id, _, number, *_ in launchers.notes() if what == "end"}
     assert threads.pop(stopped) == "3" and "1" in threads.values()
+
+
+def test_the_heart_beats_on_while_a_job_writes_its_snapshot(launchers):
+    (launchers.root / "snapshot").touch()
+    launchers.hold()
+    process = launchers.start("--jobs", "1", "--heartbeat", "0.05")
+    until(lambda: len(launchers.notes()) == 1)
+    lock = launchers.place(launchers.notes()[0][1]) / "job/lock.000001"
+    process.terminate()
+    until(lambda: launchers.count("stopping").total() == 1)
+    for _ in range(3):
+        beat = lock.stat().st_mtime_ns
+        until(lambda beat=beat: lock.stat().st_mtime_ns > beat)
+    assert process.poll() is None and not json.loads(lock.read_text())["released"]
+    (launchers.root / "snapshot").unlink()
+    assert launchers.finish(process)[0] == 143 and json.loads(lock.read_text())["released"]
+
+
+@pytest.mark.parametrize("heartbeat", ["0.05", "600"], ids=["seen at a beat", "seen at the end"])
+def test_a_job_that_another_launcher_took_over_is_stopped_and_its_state_is_left_alone(launchers, heartbeat):
+    launchers.hold()
+    first = launchers.start("--jobs", "1", "--methods", "1", "--heartbeat", heartbeat)
+    until(lambda: len(launchers.notes()) == 1)
+    _, id, number, *_ = launchers.notes()[0]
+    file = launchers.place(id) / "job/state.json"
+    theirs = json.dumps({"state": "running", "attempts": 7})
+    launchers.take_over(id)
+    if heartbeat == "600":
+        file.write_text(theirs)
+        launchers.release()
+        until(lambda: not Path(f"/proc/{number}").exists())
+    else:
+        until(lambda: not Path(f"/proc/{number}").exists())
+        file.write_text(theirs)
+    assert first.poll() is None  # it waits for the other
+    first.terminate()
+    code, out, _ = launchers.finish(first)
+    assert code == 143 and f"lost    {id}" in out and "done " not in out and file.read_text() == theirs
+
+
+def test_what_another_launcher_works_on_or_with_is_not_cleaned_away(launchers):
+    assert launchers.run("--jobs", "2")[0] == 0
+    launchers.take_over("tokens/m0-8b-s0")  # which reads a tokenizer, too
+    launchers.take_over("quality/m1-8b-s0")
+    assert launchers.run("--clean")[0] == 0
+    left = {path.relative_to(launchers.root / "runs").as_posix() for path in (launchers.root / "runs").rglob("*.json")}
+    left = {path for path in left if "/job/" not in path}
+    tokenizers = {f"tokenizer/m{number}-8b-s0/tokenizer/config.json" for number in (0, 1)}
+    assert left == {"tokens/m0-8b-s0/store.json", *tokenizers}
+
+
+def test_a_damaged_state_or_an_artifact_of_other_settings_fails_its_job_alone_and_says_what_to_delete(launchers):
+    file = launchers.place("tokens/m0-8b-s0") / "job/state.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    place = launchers.place("prior/m1-8b-s0-ar")
+    (place / "job").mkdir(parents=True)
+    (place / "prior").mkdir()
+    (place / "prior/config.json").write_text("precious")
+    (place / "job/state.json").write_text(json.dumps({"state": "done", "inputs": {"job": "another"}}))
+    code, out, err = launchers.run("--jobs", "2")
+    assert code == 2 and "2 failed, 5 blocked" in err and len(launchers.count("end")) == JOBS - 7
+    assert out.count(f"FAILED  tokens/m0-8b-s0: {file}: damaged; delete this file") == 1 and file.read_text() == "{"
+    assert out.count(f"FAILED  prior/m1-8b-s0-ar: {place}: was made with other settings (job was 'another'") == 1
+    assert (place / "prior/config.json").read_text() == "precious"
+
+
+def test_the_most_memory_of_all_attempts_is_recorded(launchers):
+    (launchers.root / "big").write_text("700")
+    launchers.hold()
+    process = launchers.start("--jobs", "1", "--methods", "1")
+    until(lambda: len(launchers.notes()) == 1)
+    process.terminate()
+    launchers.finish(process)
+    big = launchers.notes()[0][1]
+    (launchers.root / "big").unlink()
+    launchers.release()
+    assert launchers.run("--methods", "1")[0] == 0
+    assert 700 < launchers.state(big)["peak_mb"] < 1400 and launchers.state(big)["attempts"] == 2
+    told = json.loads((launchers.root / "results/jobs/generation/m0-8b-s0-ar/job.json").read_text())
+    ids = {"generation/m0-8b-s0-ar", "prior/m0-8b-s0-ar", "tokens/m0-8b-s0", "tokenizer/m0-8b-s0"}
+    assert set(told["peak_mb"]) == set(told["seconds"]) == ids and told["peak_mb"][big] == launchers.state(big)["peak_mb"]
+    assert all(0 < value < 700 for id, value in told["peak_mb"].items() if id != big)

@@ -138,3 +138,39 @@ def test_nothing_is_left_aside(tmp_path):
     assert lock.claim() and not Lock(tmp_path).claim()
     lock.release()
     assert [path.name for path in tmp_path.iterdir()] == ["lock.000001"]
+
+
+def test_one_of_many_takes_over_from_another_machine_that_fell_silent(tmp_path):
+    foreign(tmp_path, silent=locks.STALE + 5)
+    for process in contenders(tmp_path, 3, "1.0"):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+
+
+def test_a_link_whose_answer_was_lost_is_ours_and_one_in_the_way_is_not(tmp_path, monkeypatch):
+    link = os.link
+
+    def lost(source, target):
+        link(source, target)
+        raise FileExistsError  # the request was repeated
+
+    monkeypatch.setattr(os, "link", lost)
+    lock = Lock(tmp_path)
+    assert lock.claim() and lock.held()
+    monkeypatch.setattr(os, "link", link)
+    # a stale listing: the rival thinks the next number free
+    rival = Lock(tmp_path)
+    monkeypatch.setattr(rival, "_newest", lambda: 0)
+    assert not rival.claim() and lock.held()
+
+
+def test_a_child_records_itself_before_its_program_runs(tmp_path):
+    lock = Lock(tmp_path)
+    assert lock.claim()
+    child = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: lock.add_process(os.getpid()))
+    holder = Lock(tmp_path).holder()
+    assert holder is not None and [number for number, _ in holder.processes] == [str(os.getpid()), str(child.pid)]
+    child.kill()
+    child.wait()
+    lock.release()
+    assert Lock(tmp_path).claim()

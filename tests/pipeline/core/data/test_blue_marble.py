@@ -16,11 +16,14 @@ from pipeline.core.data.blue_marble import (
     even_shares,
     find_places,
     region_of,
+    unseen_corners,
     window_deviation,
     window_mean,
 )
 from pipeline.core.data.images import OrderedImages
 from pipeline.core.errors import UserError
+
+FINGERPRINT = "205fc3eccf92ed53"
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,13 @@ def earth():
 
 
 @pytest.fixture(scope="module")
-def places(earth):
-    return choose_places(find_places(earth, 32))
+def found(earth):
+    return find_places(earth, 32)
+
+
+@pytest.fixture(scope="module")
+def places(found):
+    return choose_places(found)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +144,18 @@ def test_built_once_and_whole_or_absent(tmp_path, monkeypatch):
 def test_other_sizes_are_refused():
     with pytest.raises(UserError, match="128 pixels; blue_marble has 32 or 64"):
         blue_marble(128)
+
+
+def test_unseen_crops_share_no_pixel_with_the_others(found, places, earth):
+    seen = cover(places, "train", 32, earth.shape[:2]) | cover(places, "validation", 32, earth.shape[:2])
+    corners = unseen_corners(found, places, earth.shape[:2], 32)
+    assert len(corners) > 4000
+    assert not any(seen[y:y + 32, x:x + 32].any() for x, y in corners)
+
+
+def test_unseen_images_belong_to_no_class_and_leave_the_fingerprint_alone(data, found, places, earth):
+    assert set(data.unseen["label"][:]) == {-1}
+    image = OrderedImages(data.unseen, 32)[0]["image"].permute(1, 2, 0).numpy()
+    x, y = unseen_corners(found, places, earth.shape[:2], 32)[0]
+    assert np.array_equal(image, earth[y:y + 32, x:x + 32])
+    assert data.fingerprint == FINGERPRINT  # trainings know their data by it

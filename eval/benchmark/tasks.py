@@ -1,4 +1,4 @@
-"""From a command line to a measurement and its result file."""
+"""The measurements of a benchmark as tasks: from what a command line orders to a result file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from eval.benchmark.bench import Bench
 from eval.benchmark.config import BenchmarkConfig
-from eval.benchmark.measurements import Bench, generation, quality, yardstick
+from eval.benchmark.generation import generation
+from eval.benchmark.quality import quality
+from eval.benchmark.yardstick import yardstick
 from eval.config import EvalConfig
 from eval.judge import Judge, training_data
 from eval.parts import SAMPLING, Part, sampling_options
@@ -20,7 +23,8 @@ from pipeline.api import load_config, load_pipeline, load_tokenizer, prior_folde
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 
-VERSION = 1  # raise it when the same inputs would give other numbers
+VERSION = 2  # raise it when the same inputs would give other numbers
+SHOWN = {"shown_images": 8, "shown_per_group": 1}  # on each job's sheets, at most: as many as the report lays side by side
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Order:
 
     @property
     def eval_config(self) -> EvalConfig:
-        """The evaluation's settings, with the benchmark's number of images."""
+        """The evaluation's settings, with the benchmark's number of images and small sheets."""
         config = load_config(EvalConfig, self.config.eval, self.config.eval_settings)
-        return replace(config, images=self.config.images)
+        return replace(config, images=self.config.images, **{name: min(getattr(config, name), SHOWN[name]) for name in SHOWN})
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def _generation(order: Order) -> Task:
     scales = order.config.guidance.get(prior)
     if not scales:
         raise UserError(f"config.guidance: no scales for {prior}; give a list, for example guidance.{prior}=[1,2,3]")
+    if min(scales) <= 0:
+        raise UserError(f"config.guidance.{prior}: a scale of {min(scales):g}; give scales above 0 (1: no guidance)")
     inputs = {
         "prior_sha256": weights_sha256(prior_folder(order.run)),
         "tokenizer_sha256": identity["tokenizer_sha256"],
