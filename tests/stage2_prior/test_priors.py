@@ -310,6 +310,7 @@ def test_what_is_not_a_prior_is_refused_in_one_line(make_prior, tmp_path):
     with pytest.raises(UserError, match=r"safetensors: empty") as caught:
         open_prior(tmp_path)
     assert "\n" not in str(caught.value)
+    make_prior("ar").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "MaskGitPrior"}')
     with pytest.raises(UserError, match="did you mean MaskGITPrior"):
         open_prior(tmp_path)
