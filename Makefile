@@ -1,9 +1,10 @@
 # make demo: the whole pipeline on the built-in images, with a report.   make test: all checks and tests.
+# make test-slow: the long ones.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint browser clean
+.PHONY: demo test test-slow lint browser clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -11,6 +12,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready lint browser
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest tests --timeout=900 --durations=15
+
+# more cases than `make test` has time for; the counts go to results/fuzz.json
+test-slow: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline FUZZ_RESULTS=results/fuzz.json $(BIN)/python -m pytest tests -m slow --timeout=3600
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

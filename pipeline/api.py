@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.config import load_config
 from pipeline.core.data.images import ImageData
 from pipeline.core.data.labels import find_classes
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
-from pipeline.core.files import sha256
+from pipeline.core.files import read_json, sha256
+from pipeline.core.saved_model import WEIGHTS, load_saved
 from pipeline.core.token_spec import TokenSpec
 from pipeline.core.token_store import TokenStore, read_identity
 from pipeline.generator import ImageGenerator
@@ -55,20 +58,12 @@ __all__ = [
     "weights_sha256",
 ]
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a run, or of a folder that `save_pretrained` wrote, in evaluation mode.
 
     Raises UserError where there is none, the run has not finished, or a file is damaged.
     """
-    folder = tokenizer_folder(path)
-    _require_weights(folder)
-    try:
-        return Tokenizer.from_pretrained(folder).eval()
-    except Exception as error:  # safetensors, json and diffusers raise a dozen kinds for damaged files
-        raise UserError(f"{folder}: damaged tokenizer ({_first_line(error)}); train or copy it again") from None
+    return load_saved(Tokenizer, tokenizer_folder(path))
 
 
 def load_prior(path: str | Path) -> Prior:
@@ -76,9 +71,7 @@ def load_prior(path: str | Path) -> Prior:
 
     Raises UserError where there is none, the run has not finished, or a file is damaged.
     """
-    folder = prior_folder(path)
-    _require_weights(folder)
-    return open_prior(folder)
+    return open_prior(prior_folder(path))
 
 
 def load_pipeline(path: str | Path) -> ImageGenerator:
@@ -87,15 +80,13 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
     Raises UserError where a part is missing or damaged, or the tokenizer has changed since the tokens were made.
     """
     path = Path(path)
-    if (path / "model_index.json").exists():
-        for part in ("tokenizer", "prior"):
-            _require_weights(path / part)
-        try:
-            return ImageGenerator.from_pretrained(path)
-        except UserError:
-            raise
-        except Exception as error:  # as in load_tokenizer
-            raise UserError(f"{path}: damaged pipeline ({_first_line(error)}); save or copy it again") from None
+    index = path / "model_index.json"
+    if index.exists():
+        # part by part: diffusers would import the modules that the file names, and run the code beside it
+        described = read_json(index)
+        names = described if isinstance(described, dict) else {}
+        lists = [names.get(kind) for kind in ("class_names", "class_ids", "groups")]
+        return _assembled(load_tokenizer(path / "tokenizer"), load_prior(path / "prior"), lists, index)
     folder = prior_folder(path)
     identity = read_identity(folder / "tokens.json")
     tokenizer = load_tokenizer(identity.tokenizer)
@@ -105,7 +96,22 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
             f"{identity.tokenizer}: this tokenizer ({found[:12]}) is not the one that {path} learned the tokens of "
             f"({identity.tokenizer_sha256[:12]}); tokenize and train the prior again"
         )
-    return ImageGenerator(tokenizer, load_prior(folder), identity.class_names, identity.class_ids, identity.groups)
+    lists = [identity.class_names, identity.class_ids, identity.groups]
+    return _assembled(tokenizer, load_prior(folder), lists, folder / "tokens.json")
+
+
+def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], place: Path) -> ImageGenerator:
+    """A pipeline of two parts, with the names, ids and groups of its classes that a file tells.
+
+    Raises UserError where they are no lists of texts, one for each class, and where the parts do not belong together.
+    """
+    classes = prior.config["num_classes"]
+    for held in names:
+        if held is not None and not (isinstance(held, list) and all(isinstance(name, str) for name in held)):
+            raise UserError(f"{place}: its classes have no names in a list; save or copy it again")
+        if held is not None and len(held) != classes:
+            raise UserError(f"{place}: names {len(held)} classes, the prior knows {classes}; save or copy it again")
+    return ImageGenerator(tokenizer, prior, *names)
 
 
 def find_runs(root: str | Path, part: str) -> list[Path]:
@@ -142,17 +148,3 @@ def _part(path: Path, part: str, command: str) -> Path:
         raise UserError(f"{path}: holds no {part}; give the folder of a finished run of {command}")
     near = ", ".join(str(run) for run in find_runs("runs", part)[:3]) if Path("runs").exists() else ""
     raise UserError(f"{path}: no such run; {f'finished ones are {near}' if near else f'train one with {command}'}")
-
-
-def _require_weights(folder: Path) -> None:
-    for name in ("config.json", WEIGHTS):
-        file = folder / name
-        if not file.exists():
-            raise UserError(f"{file}: missing; export or copy the model again")
-        if file.stat().st_size == 0:
-            raise UserError(f"{file}: empty (0 bytes); export or copy the model again")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

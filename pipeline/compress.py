@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
 
+LARGEST = 2**20
 EXAMPLES = """examples:
   python -m pipeline.compress encode a.png b.png --out two.lgq           tokens under the newest prior, as few bits as it allows
   python -m pipeline.compress encode a.png --class sahara --out a.lgq --pipeline runs/demo/ar
@@ -60,8 +61,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.action != "decode":
         for name in ("batch_size", "images"):
-            if getattr(arguments, name, 1) < 1:
-                raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")
+            if not 1 <= getattr(arguments, name, 1) <= LARGEST:
+                raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more, up to {LARGEST}")
     if arguments.action == "measure" and arguments.out is not None and arguments.out.suffix != ".json":
         raise UserError(f"--out: {arguments.out}; give a name that ends in .json")
 

@@ -14,19 +14,20 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from pipeline.api import WEIGHTS, find_runs, load_pipeline, load_prior, prior_folder, tokenizer_folder, weights_sha256
+from pipeline.api import find_runs, load_pipeline, load_prior, prior_folder, tokenizer_folder, weights_sha256
 from pipeline.core.code_usage import code_usage
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import read_json, require_writable, write_json
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import generator
 from pipeline.core.run_folder import versions
+from pipeline.core.saved_model import WEIGHTS
 from pipeline.core.token_file import TokenFileHeader, read_token_file, write_token_file
 from pipeline.core.token_store import TokenStore, read_identity
 from pipeline.editing import encode
 from pipeline.editing_command import read_picture
 from pipeline.generator import ImageGenerator
-from pipeline.sampling_command import described, newest_prior
+from pipeline.sampling_command import described, newest_prior, write_picture
 from pipeline.token_coding import Models, coding_options, compress, decompress, environment_differences, require_models
 from stage2_prior.prior import Prior
 
@@ -54,6 +55,7 @@ def encode_pictures(
         shown = "no class" if label is None else described(model, label)
         print(f"{path}: {len(pictures)} pictures of {shown}, at most {model.prior.spec}\n{options}\n-> {out}")
         return
+    require_writable(out)
     tokens, side = [], model.tokenizer.spec.image_size[0]
     with progress_bar(len(pictures), "tokenize", enabled=len(pictures) > batch_size) as bar:
         for begin in range(0, len(pictures), batch_size):
@@ -88,12 +90,13 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
     model = open_pipeline(path)
     models = identified(model.prior, path)
     require_models(models, header, str(file))
-    differences = environment_differences(header, torch.device(model.device))
+    differences = environment_differences(header, model.prior)
     # the number of threads is set to what it was
     note = ", ".join(difference for difference in differences if not difference.startswith("threads"))
     if dry_run:
         print(f"{file}: {len(wanted)} of {header.images} images by {path}{f'; {note}' if note else ''}\n-> {out}")
         return
+    require_writable(out / "00000.png")
     with progress_bar(len(wanted), "decode") as bar:
         for batch in sorted({image // header.batch_size for image in wanted}):
             tokens = decompress(models, coded, batch, str(file))
@@ -101,7 +104,7 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
             own = [image for image in wanted if image in rows]
             pixels = model.decode(tokens[[image - rows.start for image in own]]).permute(0, 2, 3, 1).cpu().numpy()
             for image, picture in zip(own, pixels, strict=True):
-                save_picture(picture, out / f"{image:05d}.png")
+                write_picture(Image.fromarray(picture), out / f"{image:05d}.png")
             bar.update(len(own))
     print(f"{out}: {len(wanted)} images of {file} by {path}" + (f" ({note}: the checksums hold)" if note else ""))
 
@@ -132,9 +135,11 @@ def measure_rate(
     if dry_run:
         print(f"{path}: {count} of {store.images('validation')} validation images of {store.path}\n{options}\n-> {out}")
         return
+    coded_file = out.with_suffix(".lgq")
+    for file in (out, coded_file):
+        require_writable(file)
     rows = torch.randperm(store.images("validation"), generator=generator("measure", seed))[:count].sort().values.tolist()
     grids, classes = store.batch("validation", rows)
-    coded_file = out.with_suffix(".lgq")
     with progress_bar(2 * count, "encode, decode") as bar:
         began = time.perf_counter()
         coded = compress(models, grids, None if no_labels else classes.tolist(), options, batch_size, bar.update)
@@ -169,7 +174,7 @@ def measure_rate(
         "images_per_second": {"encode": count / (encoded - began), "decode": count / (decoded - encoded)},
         "batch_size": batch_size,
         "coding": asdict(options),
-        "environment": file.header.environment,
+        "environment": asdict(file.header.environment),
         "prior_sha256": models.prior_sha256,
         "tokenizer_sha256": models.tokenizer_sha256,
         "versions": versions(),
@@ -244,7 +249,10 @@ def trained_on(path: Path) -> Path:
     training = prior_folder(path) / "training.json"
     if not training.exists():
         raise UserError(f"{path}: does not say which tokens it was trained on; give a store with --tokens")
-    return Path(read_json(training)["tokens"])
+    described = read_json(training)
+    if not isinstance(described, dict) or not isinstance(described.get("tokens"), str):
+        raise UserError(f"{training}: does not say which tokens {path} was trained on; give a store with --tokens")
+    return Path(described["tokens"])
 
 
 def only_class(model: ImageGenerator, query: str) -> int:
@@ -254,12 +262,3 @@ def only_class(model: ImageGenerator, query: str) -> int:
         names = ", ".join(described(model, label) for label in classes[:4])
         raise UserError(f"--class: {query!r} are {len(classes)} classes ({names}, …); give one")
     return classes[0]
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Write one PNG; UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another --out") from None

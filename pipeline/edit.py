@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
-from pipeline.sampling_arguments import add_sampling_options, file_name, sampling_options, seed_list
+from pipeline.sampling_arguments import MOST_SEEDS, add_sampling_options, file_name, sampling_options, seed_list
 
 EXAMPLES = """examples:
   python -m pipeline.edit photo.png --class sahara --box 8:24,8:24      fill a hole: rows 8 to 23, columns 8 to 23
@@ -21,14 +21,14 @@ EXAMPLES = """examples:
 
 The picture is cut to the size of the pipeline as training images are. Pixels outside the hole are not changed. The result
 is one PNG: the picture (its hole in grey), then one version per seed. The newest MaskGIT edits, which sees what surrounds a
-hole on all sides; `--prior ar` sees what comes before it."""
+hole on all sides; `--prior ar` sees what comes before it. To interpolate, the newest prior of any kind will do."""
 
 
 def box(text: str) -> tuple[slice, slice]:
     """Rows and columns from "8:24,0:16"."""
-    found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9}),(\d{1,9}):(\d{1,9})", text.replace(" ", ""))
     if not found:
-        raise UserError(f"--box: {text!r}; give rows and columns from:to, such as 8:24,8:24")
+        raise UserError(f"--box: {text!r:.200}; give rows and columns from:to, such as 8:24,8:24")
     top, bottom, left, right = map(int, found.groups())
     if top >= bottom or left >= right:
         raise UserError(f"--box: {text!r} holds no pixel; give from:to with the smaller number first")
@@ -37,10 +37,10 @@ def box(text: str) -> tuple[slice, slice]:
 
 def margins(text: str) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) from "0,0,16,16"."""
-    parts = text.replace(" ", "").split(",")
-    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(map(int, parts)):
-        raise UserError(f"--extend: {text!r}; give pixels for top,bottom,left,right such as 0,0,16,16")
-    top, bottom, left, right = map(int, parts)
+    found = re.fullmatch(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})", text.replace(" ", ""))
+    if not found or not any(map(int, found.groups())):
+        raise UserError(f"--extend: {text!r:.200}; give pixels for top,bottom,left,right such as 0,0,16,16")
+    top, bottom, left, right = map(int, found.groups())
     return top, bottom, left, right
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     interpolating = arguments.to is not None
     if interpolating != (str(arguments.picture) == "interpolate"):
         raise UserError("interpolate: goes with --to; python -m pipeline.edit interpolate --class 3 --to 7")
-    if arguments.images < 2:
-        raise UserError(f"--images: {arguments.images}; give 2 or more, the two classes are among them")
+    if not 2 <= arguments.images <= MOST_SEEDS:
+        raise UserError(f"--images: {arguments.images}; give 2 to {MOST_SEEDS}, the two classes are among them")
     if not interpolating and not arguments.picture.is_file():
         raise UserError(f"{arguments.picture}: no such file; give a picture to edit")
 
@@ -80,7 +80,8 @@ def main() -> None:
         "query": arguments.query,
         "seeds": seeds,
         "pipeline": arguments.pipeline and Path(arguments.pipeline),
-        "prior": arguments.prior or "maskgit",  # it sees what surrounds a hole on all sides
+        # MaskGIT sees what surrounds a hole on all sides; between classes there is no hole
+        "prior": arguments.prior or (None if interpolating else "maskgit"),
         "options": options,
         "out": arguments.out or Path("edits") / f"{stem}.png",
         "zoom": arguments.zoom,

@@ -57,6 +57,10 @@ def inpaint(
 
     The tokens of every cell with a masked pixel are sampled, and those up to `grow` cells away, which the hole has touched.
     """
+    require_alike(images=images, masks=masks, labels=class_labels, seeds=seeds)
+    if masks.shape[-2:] != images.shape[-2:]:
+        sizes = [tuple(given.shape[-2:]) for given in (masks, images)]
+        raise UserError(f"masks: of {sizes[0]} pixels, the images of {sizes[1]}; give masks of their size")
     given = encode(model, blank(images, masks)).masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None], UNKNOWN)
     tokens = model.prior.sample(class_labels, sampling, seeds, given=given, progress=progress).tokens
     filled = model.decode(tokens).to(images.device)
@@ -79,6 +83,7 @@ def vary(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"strength: {strength}; give a share of the tokens from 0 to 1")
+    require_alike(images=images, labels=class_labels, seeds=seeds)
     tokens = encode(model, images)
     again = round(strength * tokens.shape[1])
     for row, seed in enumerate(seeds):
@@ -102,9 +107,10 @@ def outpaint(
     Windows of that size slide over the canvas, by half of it at a time and from the picture outwards; each fills what is
     still unknown in it; where `progress` stops, the rest stays grey. Raises UserError for margins below 0.
     """
-    if min(margins) < 0:
+    require_alike(images=images, labels=class_labels, seeds=seeds)
+    if len(margins) != 4 or min(margins) < 0:
         raise UserError(f"margins: {margins}; give pixels of at least 0 for top, bottom, left, right")
-    side_y, side_x = model.tokenizer.spec.image_size
+    side_y, side_x = require_size(model, images)
     top, bottom, left, right = margins
     canvas = F.pad(images, (left, right, top, bottom))
     unknown = torch.ones(canvas.shape[-2:], dtype=torch.bool, device=images.device)
@@ -141,10 +147,23 @@ def windows(canvas: Sequence[int], window: Sequence[int], start: Sequence[int]) 
 
 def encode(model: Model, images: Images) -> Int[Tensor, "b t d"]:
     """Tokens of uint8 images; UserError where they are not of the tokenizer's size."""
+    require_size(model, images)
+    return model.tokenizer.encode(images.to(model.tokenizer.device).float() / 127.5 - 1)
+
+
+def require_size(model: Model, images: Images) -> tuple[int, int]:
+    """The tokenizer's size (y, x); UserError where the images are not of it."""
     y, x = model.tokenizer.spec.image_size
     if tuple(images.shape[-2:]) != (y, x):
         raise UserError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels; this pipeline edits {x} x {y}")
-    return model.tokenizer.encode(images.to(model.tokenizer.device).float() / 127.5 - 1)
+    return y, x
+
+
+def require_alike(**given: Sequence[Any] | Tensor) -> None:
+    """UserError where one kind of things is given more often than another."""
+    counts = [len(things) for things in given.values()]
+    if len(set(counts)) > 1:
+        raise UserError(f"{', '.join(given)}: {', '.join(map(str, counts))} of them; give as many of each")
 
 
 def hole_tokens(masks: Masks, spec: TokenSpec, grow: int) -> Bool[Tensor, "b t"]:

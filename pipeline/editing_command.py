@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.core.data.decode import UnreadableImage, center_crop, to_rgb
+from pipeline.core.data.decode import UnreadableImage, decode_image
 from pipeline.core.errors import UserError
 from pipeline.editing import Images, Masks, inpaint, outpaint, vary
 from pipeline.pixels import GREY
-from pipeline.sampling_command import BATCH, Sampler, SampleRequest, described, open_sampler, save_grid
+from pipeline.sampling_command import BATCH, Sampler, SampleRequest, described, open_sampler, require_picture, save_grid
 from stage2_prior.prior import Mixture
 
 
@@ -47,6 +46,7 @@ def interpolate_to_file(request: InterpolationRequest, dry_run: bool = False) ->
     if dry_run:
         print(f"{way}\n{sampler.sampling}\n-> {request.out}")
         return
+    require_picture(request.out)
     weights = torch.linspace(0, 1, request.images, dtype=torch.float64).tolist()
     labels = [Mixture(first, last, weight) for _ in request.seeds for weight in weights]
     seeds = [seed for seed in request.seeds for _ in weights]
@@ -64,6 +64,7 @@ def edit_to_file(request: EditRequest, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{request.picture}: {count} versions as {sampler.names} by {sampler.path}\n{sampler.sampling}\n-> {request.out}")
         return
+    require_picture(request.out)
     shown, versions = edit(sampler, picture, mask, request)
     save_grid(torch.cat([shown[None], versions]), request.out, request.zoom)
     print(f"{request.out}: the picture and {count} version{'s' * (count > 1)} as {sampler.names} by {sampler.path}")
@@ -108,7 +109,7 @@ def hole(request: EditRequest, picture: UInt8[Tensor, "3 y x"]) -> Masks | None:
 def read_picture(path: Path, side: int) -> UInt8[Tensor, "3 y x"]:
     """A picture as training images are read: upright, RGB, scaled and cut to a square; UserError where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.ascontiguousarray(center_crop(to_rgb(image), side))).permute(2, 0, 1)
-    except (OSError, UnreadableImage, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error})") from None
+        pixels = decode_image({"bytes": None, "path": path}, side)
+    except UnreadableImage as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error}); give another file") from None
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)

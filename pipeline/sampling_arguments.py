@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from pipeline.core.errors import UserError
+
+MOST_SEEDS, MOST_ZOOM = 10_000, 128
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +33,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampler's options among the parsed ones, None where its default holds; UserError for a zoom below 1."""
-    if arguments.zoom is not None and arguments.zoom < 1:
-        raise UserError(f"--zoom: {arguments.zoom}; give 1 or more")
+    """The sampler's options among the parsed ones, None where its default holds; UserError for a zoom that cannot be."""
+    if arguments.zoom is not None and not 1 <= arguments.zoom <= MOST_ZOOM:
+        raise UserError(f"--zoom: {arguments.zoom}; give 1 or more, up to {MOST_ZOOM}")
     return {
         "steps": arguments.steps,
         "guidance_scale": arguments.guidance,
@@ -46,19 +49,23 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def seed_list(text: str) -> list[int]:
     """Seeds from "7", "0-15" or "1,5,8-11"."""
-    seeds: list[int] = []
+    ranges: list[range] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
-            raise UserError(f"--seeds: {text!r}; give numbers and ranges such as 7, 0-15 or 1,5,8-11")
-        seeds += range(int(first), int(last or first) + 1)
-    if max(seeds, default=0) >= 2**63:
-        raise UserError(f"--seeds: {text!r}; a seed has 63 bits, give one below {2**63}")
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        if not found:
+            raise UserError(f"--seeds: {text!r:.200}; give numbers and ranges such as 7, 0-15 or 1,5,8-11")
+        if max(map(len, filter(None, found.groups()))) > 19 or max(int(end or 0) for end in found.groups()) >= 2**63:
+            raise UserError(f"--seeds: {text!r:.200}; a seed has 63 bits, give one below {2**63}")
+        ranges.append(range(int(found[1]), int(found[2] or found[1]) + 1))
+    if sum(map(len, ranges)) > MOST_SEEDS:
+        raise UserError(f"--seeds: {text!r:.200} are {sum(map(len, ranges))} seeds; give {MOST_SEEDS} at a time")
+    seeds = [seed for some in ranges for seed in some]
     if not seeds:
-        raise UserError(f"--seeds: {text!r} holds no seed; a range goes from the smaller to the larger, such as 0-15")
+        raise UserError(f"--seeds: {text!r:.200} holds no seed; a range goes from the smaller to the larger, such as 0-15")
     return seeds
 
 
 def file_name(text: str) -> str:
     """A text as part of a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in text.strip()).strip("-.") or "sample"
+    letters = (letter if letter.isalnum() or letter in "-." else "-" for letter in text.strip()[:80])
+    return "".join(letters).strip("-.") or "sample"

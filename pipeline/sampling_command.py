@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torchvision.utils import make_grid
 
 from pipeline.api import find_runs, load_pipeline, prior_folder
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, require_writable, write_bytes
 from pipeline.core.progress import progress_bar
 from pipeline.generator import ImageGenerator
 from stage2_prior.priors import PRIORS
@@ -70,6 +71,7 @@ def sample_to_file(request: SampleRequest, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{sampler.path}: {count} images of {sampler.names}\n{sampler.sampling}\n-> {request.out}")
         return
+    require_picture(request.out)
     images = []
     bar = progress_bar(count, "sample", enabled=count > BATCH)
     for batch in sampler.model.batches(sampler.labels, request.seeds, sampler.sampling, BATCH):
@@ -94,6 +96,13 @@ def described(generator: ImageGenerator, label: int) -> str:
     return f"{label} ({names[label]})" if names else str(label)
 
 
+def require_picture(path: Path) -> None:
+    """UserError, before the work, where a picture of this name cannot be written."""
+    require_writable(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{path}: cannot be written (no kind of picture); choose another --out, ending in .png")
+
+
 def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None, columns: int | None = None) -> None:
     """Write images as one PNG, side by side in a grid of so many columns, or one that is about square."""
     zoom = zoom or -(-CELL // images.shape[-1])
@@ -101,8 +110,15 @@ def save_grid(images: UInt8[Tensor, "b 3 y x"], path: Path, zoom: int | None, co
     gap = 0 if len(images) == 1 else 2
     grid = make_grid(images, nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0).numpy()
     picture = Image.fromarray(grid)
+    write_picture(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST), path)
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in one step, of the kind that its name says; UserError where that cannot be."""
+    content = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
+        picture.save(content, Image.registered_extensions().get(path.suffix.lower()))
+        write_bytes(path, content.getvalue())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another --out, ending in .png") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason}); choose another --out, ending in .png") from None

@@ -45,7 +45,7 @@ class StepEnd:
         if done == steps:
             self._close()
         if self.callback is not None:
-            available = {"tokens": tokens}
+            available = {"tokens": tokens.clone()}  # what is written into them in place counts only if it is given back
             given = {name: available[name] for name in self.tensors}
             answer = self.callback(self.pipeline, done - 1, steps - done, given)
             if not isinstance(answer, dict):

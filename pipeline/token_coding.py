@@ -15,7 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
-from pipeline.core.token_file import CodedBatch, TokenFile, TokenFileHeader, token_file_bytes, tokens_checksum
+from pipeline.core.token_file import (
+    CodedBatch,
+    Environment,
+    TokenFile,
+    TokenFileHeader,
+    from_fields,
+    token_file_bytes,
+    tokens_checksum,
+)
 from stage2_prior.codec import CodingOptions, DamagedMessage, decode, encode
 from stage2_prior.prior import Prior
 
@@ -51,17 +59,25 @@ def coding_options(prior: Prior, **changes: Any) -> CodingOptions:
     return prior.coding_type(**changes)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What may change the last bit of a logit."""
+def environment(prior: Prior) -> Environment:
+    """What the logits of a prior are computed with, here and now."""
+    device = prior.device
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "torch": torch.__version__,
-        "constriction": importlib.metadata.version("constriction"),
-        "device": f"{device.type}: {name}",
-        "float32_matmul": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-    }
+    return Environment(
+        torch=torch.__version__,
+        constriction=importlib.metadata.version("constriction"),
+        device=f"{device.type}: {name}",
+        dtype=str(prior.dtype).removeprefix("torch."),
+        float32_matmul=torch.get_float32_matmul_precision(),
+        flush_denormal=_flushes_denormals(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _flushes_denormals() -> bool:
+    """Whether this thread's arithmetic takes denormals for 0; torch has a setter only."""
+    return bool((torch.tensor([torch.finfo(torch.float32).tiny]) / 2 == 0).all())
 
 
 def compress(
@@ -88,7 +104,7 @@ def compress(
         labelled=labels is not None,
         num_classes=classes,
         coding=asdict(options),
-        environment=environment(prior.device),
+        environment=environment(prior),
     )
     batches, bits = [], [torch.zeros(0, dtype=torch.float64)]
     for batch in range(header.batches):
@@ -112,13 +128,16 @@ def decompress(models: Models, file: TokenFile, batch: int, place: str) -> Int[T
     prior, coded = models.prior, file.batches[batch]
     images = file.header.batch_images(batch)
     labels = torch.tensor(coded.labels, device=prior.device)
-    options = prior.coding_type(**file.header.coding)
-    with _threads(file.header.environment["threads"]):
+    try:
+        options = from_fields(prior.coding_type, file.header.coding)
+    except ValueError as error:
+        raise UserError(f"{place}: no way to code that {type(prior).__name__} has ({error}); encode the images again") from None
+    with _threads(file.header.environment.threads):
         try:
             tokens = decode(prior.coding_model(labels, options), coded.stream, len(images), prior.spec.d)
         except DamagedMessage:
             tokens = None
-        differences = environment_differences(file.header, prior.device)
+        differences = environment_differences(file.header, prior)
     if tokens is None or tokens_checksum(tokens, coded.labels) != coded.checksum:
         cause = f"; here {', '.join(differences)}: decode where it was encoded" if differences else "; encode the images again"
         raise UserError(f"{place}: images {images[0]} to {images[-1]} come out as other tokens than went in{cause}")
@@ -139,10 +158,10 @@ def require_models(models: Models, header: TokenFileHeader, place: str) -> None:
         raise UserError(f"{place}: its tokens or classes are not those of this prior; give the pipeline that encoded it")
 
 
-def environment_differences(header: TokenFileHeader, device: torch.device) -> list[str]:
+def environment_differences(header: TokenFileHeader, prior: Prior) -> list[str]:
     """What is not as it was when a file was written, in words; any of it may change the last bit of a logit."""
-    now = environment(device)
-    return [f"{name} {now[name]} (was {value})" for name, value in header.environment.items() if now.get(name) != value]
+    now = asdict(environment(prior))
+    return [f"{name} {now[name]} (was {value})" for name, value in asdict(header.environment).items() if now[name] != value]
 
 
 @contextmanager

@@ -34,9 +34,11 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, then stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="options of the data, e.g. data.path=/my/images")
     arguments = parser.parse_intermixed_args()  # options and settings in any order
-    for name in ("batch_size", "shard_images"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")
+    limits = {"batch_size": (1, 2**20), "shard_images": (1, 2**31), "workers": (0, 1024), "max_unreadable": (0, 1)}
+    for name, (least, most) in limits.items():
+        if not least <= getattr(arguments, name) <= most:
+            value = getattr(arguments, name)
+            raise UserError(f"--{name.replace('_', '-')}: {value}; give {least} or more, up to {most}")
 
     # imported here so that --help and usage errors answer at once
     from pipeline.tokenization import Job, tokenize

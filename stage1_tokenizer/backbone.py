@@ -34,11 +34,14 @@ class Backbone:
     pretrained: bool = False
 
     def __post_init__(self) -> None:
+        if not self.channels or not all(1 <= width <= 65536 for width in self.channels):
+            raise ValueError(f"channels: {list(self.channels)}; give 1 to 65536 for each of one stage or more")
+        if not 1 <= self.patch <= 256 or not 1 <= self.layers <= 100:
+            raise ValueError(f"patch, layers: {self.patch}, {self.layers}; give 1 to 256 and 1 to 100")
         for width in self.channels:
             if width % GROUPS:
-                raise ValueError(f"channels: {width} is not a multiple of {GROUPS}, the groups of the normalisation")
-        if not self.channels or self.patch < 1 or self.layers < 1:
-            raise ValueError("patch, layers: at least 1; channels: at least one stage")
+                nearest = max(GROUPS, round(width / GROUPS) * GROUPS)
+                raise ValueError(f"channels: {width} is not a multiple of {GROUPS}, the normalisation's groups; give {nearest}")
 
     @property
     def factor(self) -> int:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.core.config import require_between
 from pipeline.core.launch import Precision, Tracker
 from stage1_tokenizer.backbone import Backbone
+
+LARGEST = 1e9  # of weights and rates: what is above is a slip
+LARGEST_IMAGE = 8192
+BELOW_ONE = math.nextafter(1, 0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class Loss:
     def __post_init__(self) -> None:
         if len(self.vf_margins) != 2:
             raise ValueError(f"vf_margins: {list(self.vf_margins)}; give two, for example [0.5, 0.25]")
+        weights = ("perceptual_weight", "gan_weight", "vf_weight", "distillation_weight", "discriminator_lr")
+        require_between(self, **dict.fromkeys(weights, (0, LARGEST)))
+        require_between(self, gan_start=(0, 1), thaw=(0, 1), discriminator_channels=(1, 4096), discriminator_layers=(1, 16))
+        require_between(self, vf_margins=(-2, 2))
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,12 @@ class Optim:
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"betas: {list(self.betas)}; give two, for example [0.9, 0.99]")
+        require_between(self, lr=(0, LARGEST), quantizer_lr=(0, LARGEST), encoder_lr=(0, LARGEST), weight_decay=(0, LARGEST))
+        require_between(self, warmup=(0, math.inf), clip=(0, math.inf), final_lr=(0, 1), betas=(0, BELOW_ONE), ema=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,8 @@ class Stage1Config:
     def __post_init__(self) -> None:
         if self.images < 1 or self.batch_size < 1:
             raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")
-        if self.keep_snapshots < 1 or self.workers < 0:
-            raise ValueError(f"keep_snapshots, workers: {self.keep_snapshots}, {self.workers}; at least 1 and 0")
+        least_one = ("micro_batch", "keep_snapshots", "report_every", "snapshot_every")
+        require_between(self, **dict.fromkeys(least_one, (1, math.inf)))
+        require_between(self, image_size=(1, LARGEST_IMAGE), seed=(0, math.inf), workers=(0, 1024), max_unreadable=(0, 1))
+        if not self.run or "\0" in self.run:
+            raise ValueError(f"run: {self.run!r}; give a folder")

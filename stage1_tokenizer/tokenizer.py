@@ -12,9 +12,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipeline.core.config import require_kinds
 from pipeline.core.token_spec import TokenSpec
 from stage1_tokenizer.backbone import Backbone, ImageDecoder, ImageEncoder, token_grid
-from stage1_tokenizer.quantizers import QuantizerOutput, build_quantizer, on_grid
+from stage1_tokenizer.quantizers import QUANTIZERS, QuantizerOutput, build_quantizer, on_grid
 from stage1_tokenizer.vision import build_vision
 
 
@@ -63,7 +64,14 @@ class Tokenizer(ModelMixin, ConfigMixin):
     def create(
         cls, image_size: int, backbone: Backbone, quantizer: dict[str, Any], vision: dict[str, Any] | None = None
     ) -> Tokenizer:
-        """A tokenizer of square images with fresh weights; `vision` is needed where the encoder is pretrained."""
+        """A tokenizer of square images with fresh weights; `vision` is needed where the encoder is pretrained.
+
+        Raises ValueError for options of another kind than the quantizer's or the network's constructor declares.
+        """
+        options = {key: value for key, value in quantizer.items() if key != "name"}
+        kind = QUANTIZERS.get(quantizer["name"])
+        if kind is not None:
+            require_kinds("quantizer", kind.__init__, options)
         fields = dataclasses.asdict(backbone) | {"channels": list(backbone.channels)}
         return cls([image_size, image_size], fields, quantizer, vision if backbone.pretrained else None)
 

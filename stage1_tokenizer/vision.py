@@ -103,7 +103,7 @@ class TransformersNetwork(VisionNetwork):
     def load_pretrained(self) -> None:
         try:
             published, report = AutoModel.from_pretrained(
-                self.weights, config=self.body.config, dtype=torch.float32, output_loading_info=True
+                self.weights, config=self.body.config, dtype=torch.float32, output_loading_info=True, use_safetensors=True
             )
         except OSError:
             raise UserError(

@@ -127,10 +127,11 @@ class AutoregressivePrior(Prior):
     ) -> Samples:
         """See `Prior.sample`. UserError, too, for several tokens at once or an order that this prior has not learnt."""
         classes, given = self._request(labels, seeds, given)
-        if not self.any_order and (options.steps is not None or options.order != RASTER):
+        plain = ARSampling()
+        if not self.any_order and (options.steps, options.order, options.schedule) != (None, RASTER, plain.schedule):
             learnt = f"random_until={self.config['random_until']}, raster_from={self.config['raster_from']}"
-            asked = f"sampling.steps, sampling.order: {options.steps}, {options.order}"
-            remedy = "give neither, or train with random_until=1 raster_from=1"
+            asked = f"sampling.steps, order, schedule: {options.steps}, {options.order}, {options.schedule}"
+            remedy = "give none of them, or train with random_until=1 raster_from=1"
             raise UserError(f"{asked}; this prior ended in raster order ({learnt}); {remedy}")
         # where the guidance scale is 1 it is so at every step
         branches = (True,) if options.guidance_scale == 1 else (True, False)

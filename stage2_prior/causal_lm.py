@@ -95,10 +95,12 @@ class ImageTokensForCausalLM(PreTrainedModel, GenerationMixin):
         labels: as usual the ids again, -100 where they do not count; the class is never scored.
         """
         codes, length, (b, n) = self.config.codes, self.prior.spec.t, input_ids.shape
+        if not 1 <= n <= length + 1 or (input_ids < 0).any() or (input_ids >= self.config.vocab_size).any():
+            raise UserError(f"transformers: give 1 to {length + 1} ids from 0 to {self.config.vocab_size - 1}")
         if attention_mask is not None and not attention_mask.all():
             raise UserError("transformers: a masked id; sequences of image tokens are equally long, without padding")
         classes, tokens = input_ids[:, 0] - codes, input_ids[:, 1:length, None]
-        if (classes < 0).any() or (input_ids[:, 1:] >= codes).any() or n > length + 1:
+        if (classes < 0).any() or (input_ids[:, 1:] >= codes).any():
             raise UserError(f"transformers: give a class (id {codes} or more), then up to {length} codes below {codes}")
         features = self.prior.trunk(self.prior.codes.embed(tokens), classes)
         everywhere = torch.arange(features[..., 0].numel(), device=features.device)

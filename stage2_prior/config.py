@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.core.config import require_between
 from pipeline.core.launch import Precision, Tracker
+
+LARGEST = 1e9  # of rates: what is above is a slip
+BELOW_ONE = math.nextafter(1, 0)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,12 @@ class Optim:
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"betas: {list(self.betas)}; give two, for example [0.9, 0.96]")
+        require_between(self, lr=(0, LARGEST), weight_decay=(0, LARGEST), warmup=(0, math.inf), clip=(0, math.inf))
+        require_between(self, final_lr=(0, 1), betas=(0, BELOW_ONE), ema=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ class Stage2Config:
     def __post_init__(self) -> None:
         if self.images < 1 or self.batch_size < 1:
             raise ValueError(f"images, batch_size: {self.images}, {self.batch_size}; both must be at least 1")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch: {self.micro_batch}; it must be at least 1")
-        if self.keep_snapshots < 1 or self.validation_images < 1:
-            raise ValueError(f"keep_snapshots, validation_images: {self.keep_snapshots}, {self.validation_images}; at least 1")
+        least_one = ("micro_batch", "keep_snapshots", "validation_images", "report_every", "validate_every", "snapshot_every")
+        require_between(self, **dict.fromkeys(least_one, (1, math.inf)), seed=(0, math.inf))
+        for name in ("run", "tokens"):
+            if not getattr(self, name) or "\0" in getattr(self, name):
+                raise ValueError(f"{name}: {getattr(self, name)!r}; give a folder")

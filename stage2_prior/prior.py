@@ -65,6 +65,9 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         target_aware: bool = False,
         groups: tuple[int, ...] = (),
     ) -> None:
+        for what, number, least, most in (("registers", registers, 0, 1024), ("num_classes", num_classes, 1, 2**24)):
+            if not least <= number <= most:
+                raise UserError(f"prior.{what}: {number}; give {least} to {most}")
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
         self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout, target_aware, groups)
@@ -167,12 +170,16 @@ class Prior(ModelMixin, ConfigMixin, ABC):
 def resolve_shape(size: str, depth: int | None, width: int | None, heads: int | None) -> Shape:
     """The shape of a named size, any of its numbers replaced.
 
-    Raises UserError for an unknown name or a width that the heads and the rotary positions cannot divide.
+    Raises UserError for an unknown name, a number that no trunk has, or a width that the heads and the rotary positions
+    cannot divide.
     """
     if size not in SIZES:
         raise UserError(f"prior.size: {size}; {did_you_mean(size, SIZES)}")
     named = SIZES[size]
     shape = Shape(depth or named.depth, width or named.width, heads or named.heads)
+    for what, number, most in (("depth", shape.depth, 1000), ("width", shape.width, 2**16), ("heads", shape.heads, 1024)):
+        if not 1 <= number <= most:
+            raise UserError(f"prior.{what}: {number}; give 1 to {most}")
     if shape.width % (4 * shape.heads):
         raise UserError(f"prior.width: {shape.width}; with {shape.heads} heads give a multiple of {4 * shape.heads}")
     return shape

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from pathlib import Path
 
-from pipeline.core.config import did_you_mean
+from pipeline.core.config import did_you_mean, require_kinds
 from pipeline.core.errors import UserError
+from pipeline.core.saved_model import CONFIG, load_saved, read_config, require_saved
 from stage2_prior.autoregressive import AutoregressivePrior
 from stage2_prior.maskgit import MaskGITPrior
 from stage2_prior.next_scale import NextScalePrior
 from stage2_prior.prior import Prior
 
 PRIORS: dict[str, type[Prior]] = {"maskgit": MaskGITPrior, "ar": AutoregressivePrior, "var": NextScalePrior}
+
+SHARES = {"dropout": 0.99, "class_dropout": 1, "label_smoothing": 1}
 
 
 def build_prior(name: str, **options: object) -> Prior:
@@ -22,6 +25,14 @@ def build_prior(name: str, **options: object) -> Prior:
     """
     if name not in PRIORS:
         raise UserError(f"prior.name: {name}; {did_you_mean(name, PRIORS)}")
+    known = inspect.signature(PRIORS[name]).parameters
+    try:
+        require_kinds("prior", PRIORS[name].__init__, {option: value for option, value in options.items() if option in known})
+    except ValueError as error:
+        raise UserError(f"config.{error}") from None
+    for option, most in SHARES.items():
+        if not 0 <= options.get(option, 0) <= most:  # pyright: ignore[reportOperatorIssue]
+            raise UserError(f"config.prior.{option}: {options[option]}; give a share from 0 to {most}")
     return PRIORS[name](**options)
 
 
@@ -30,16 +41,10 @@ def open_prior(folder: str | Path) -> Prior:
 
     Raises UserError where the folder holds none.
     """
-    path = Path(folder) / Prior.config_name
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no configuration of a prior; give a folder that stage2_prior/train.py exported") from None
-    for kind in PRIORS.values():
-        if kind.__name__ == name:
-            try:
-                return kind.from_pretrained(folder).eval()
-            except Exception as error:  # safetensors and diffusers raise a dozen kinds for broken weights
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise UserError(f"{folder}: unreadable weights ({first}); export the prior again") from error
-    raise UserError(f"{path}: _class_name {name}; {did_you_mean(str(name), (kind.__name__ for kind in PRIORS.values()))}")
+    path = Path(folder)
+    require_saved(path)
+    name = read_config(path).get("_class_name")
+    kinds = {kind.__name__: kind for kind in PRIORS.values()}
+    if not isinstance(name, str) or name not in kinds:
+        raise UserError(f"{path / CONFIG}: _class_name {name}; {did_you_mean(str(name), kinds)}")
+    return load_saved(kinds[name], path)

@@ -111,7 +111,7 @@ def _told(progress: Progress | None, done: int, steps: int, tokens: Tensor) -> T
     """The tokens to go on with once a step is told of, None to stop there; what was shown stays as it is."""
     if progress is None:
         return tokens
-    told = progress(done, steps, tokens)
+    told = progress(done, steps, tokens.clone())  # a trace holds the tokens themselves
     return None if told is None else told.clone()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 # A step may be several: of AR in raster order it is a token of the sample that has fewest.
 Progress = Callable[[int, int, Tensor], Tensor | None]
 RASTER = "raster"  # the order in which autoregressive priors learn tokens, unless they learn any
+MOST = 1e4  # of what logits are multiplied by
+TEMPERATURES = f"give 0, or {1 / MOST:g} to {MOST:g}"
 UNKNOWN = -1  # the value of a token that is to be sampled
 
 
@@ -53,14 +56,14 @@ class SamplingOptions:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.guidance_scale >= 0, "guidance_scale", self.guidance_scale, "give 0 or more")
+        _require(0 <= self.guidance_scale <= MOST, "guidance_scale", self.guidance_scale, f"give 0 or more, up to {MOST:g}")
         _choose("guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
-        _require(self.guidance_power > 0, "guidance_power", self.guidance_power, "give more than 0")
+        _require(0 < self.guidance_power < math.inf, "guidance_power", self.guidance_power, "give more than 0")
         start, end = self.guidance_interval
         _require(0 <= start <= end <= 1, "guidance_interval", self.guidance_interval, "give 0 <= from <= to <= 1")
-        _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
+        _require(_finite_logits(self.temperature), "temperature", self.temperature, TEMPERATURES)
         final = self.final_temperature
-        _require(final is None or final >= 0, "final_temperature", final, "give 0 or more, or leave it out")
+        _require(final is None or _finite_logits(final), "final_temperature", final, f"{TEMPERATURES}, or leave it out")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "give 1 or more, or leave it out")
         _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "give 0 < top_p <= 1, or leave it out")
 
@@ -108,7 +111,7 @@ class MaskGITSampling(SamplingOptions):
         _require(self.steps >= 1, "steps", self.steps, "give 1 or more")
         _choose("schedule", self.schedule, MASK_SCHEDULES)
         _choose("order", self.order, ADAPTIVE_ORDERS | PLANNED_ORDERS)
-        _require(self.choice_temperature >= 0, "choice_temperature", self.choice_temperature, "give 0 or more")
+        _require(0 <= self.choice_temperature < math.inf, "choice_temperature", self.choice_temperature, "give 0 or more")
         _require(self.corrector_steps >= 0, "corrector_steps", self.corrector_steps, "give 0 or more")
         _require(0 < self.corrector_share <= 1, "corrector_share", self.corrector_share, "give 0 < corrector_share <= 1")
         _choose("corrector", self.corrector, REMASKING)
@@ -148,6 +151,11 @@ class NextScaleSampling(SamplingOptions):
     """
 
     guidance_schedule: str = "linear"
+
+
+def _finite_logits(temperature: float) -> bool:
+    """Whether logits divided by it stay far from the ends of float32, where a softmax gives no numbers; 0 divides nothing."""
+    return temperature == 0 or 1 / MOST <= temperature <= MOST
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:

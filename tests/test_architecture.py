@@ -155,6 +155,8 @@ def nothing_runs_what_it_reads(root: Path) -> list[str]:
             value = {key: node.value for key, node in given.items() if isinstance(node, ast.Constant)}
             if name in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"):
                 found.append((call.lineno, name))
+            if name == "torch.load" and "weights_only" not in given:
+                found.append((call.lineno, "torch.load without weights_only"))
             for key, safe in SAFE.items():
                 if key in given and value.get(key) is not safe:
                     found.append((call.lineno, f"{key}={ast.unparse(given[key])}"))
@@ -210,6 +212,7 @@ FAULTS: list[tuple[Rule, str, str]] = [
     (registered_names_are_compared_nowhere, "eval/new.py", "x = name in ('fsq', 'other')"),
     (registered_names_are_compared_nowhere, "eval/new.py", "match name:\n    case 'shapes': pass"),
     (nothing_runs_what_it_reads, "eval/new.py", "torch.load(f, weights_only=False)"),
+    (nothing_runs_what_it_reads, "eval/new.py", "torch.load(f)"),
     (nothing_runs_what_it_reads, "eval/new.py", "import pickle"),
     (nothing_runs_what_it_reads, "eval/new.py", "from yaml import safe_load\nyaml.load(f)"),
     (nothing_runs_what_it_reads, "eval/new.py", "np.load(f, allow_pickle=True)"),

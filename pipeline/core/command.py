@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
+import io
 import os
 import signal
 import sys
@@ -16,6 +18,17 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.core.errors import UserError
+from pipeline.core.progress import close_bars
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, then run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "ask for the right to it, or choose another place"),
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "put it back, then run the same command again",
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), "choose another place"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "look after the disk, then run the same command again",
+}
 
 
 class Interrupted(Exception):
@@ -53,23 +66,30 @@ def stop_with_launcher() -> None:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command's `main` and exit: errors that the user can mend are one line, without a traceback."""
+    """Run a command's `main` and exit: errors that the user can mend, those of disks too, are one line without a traceback."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"process {rank}: "
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` sets
         stop_with_launcher()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    said, code = "", 0
     try:
         main()
-        code = 0
     except UserError as error:
-        print(f"{prefix}error: {error}", file=sys.stderr)
-        code = 2
+        said, code = f"error: {error}", 2
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = UserError(f"{error.filename or 'a file'}: {error.strerror}; {REMEDIES[error.errno]}")
+        said, code = f"error: {place}", 2
     except Interrupted as stop:
-        print(f"{prefix}{stop}; run the same command again to go on", file=sys.stderr)
-        code = stop.exit_code
+        said, code = f"{stop}; run the same command again to go on", stop.exit_code
     except KeyboardInterrupt:
-        print(f"{prefix}stopped; run the same command again to go on", file=sys.stderr)
-        code = 130
+        said, code = "stopped; run the same command again to go on", 130
+    if said:
+        close_bars()
+        print(f"{prefix}{said}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 

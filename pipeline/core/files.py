@@ -6,11 +6,15 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pipeline.core.errors import UserError
 
@@ -23,17 +27,55 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step, so that no reader ever sees half of it; nothing is left aside where that fails."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+
+
+def require_writable(path: Path) -> None:
+    """Raises UserError where a file cannot come to be, for all that can be known before the work; leaves nothing."""
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+        if path.is_dir():
+            raise UserError(f"{path}: cannot be written (it is a folder); choose another --out")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()  # a name that is too long is one that does not exist, or an error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); choose another --out") from None
+    if not nearest.is_dir():
+        raise UserError(f"{path}: cannot be written ({nearest} is no folder); choose another --out")
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk in the block as an OSError that names `path`, whichever library meets them.
+
+    A write to a full disk names no file, and that of safetensors is no OSError.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +89,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the command that writes it finished?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that, or run its command again") from None
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON ({path.stat().st_size} bytes); delete it and run its command again") from None
 
 
@@ -55,29 +99,30 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path`, replacing an older one, only when the block ends without an error.
 
-    A path has one writer at a time, so what killed writers left aside is removed.
+    A path has one writer at a time, so what killed writers left aside is removed. OSError names the path (`naming`).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        shutil.rmtree(left, ignore_errors=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.mkdir()
-    try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb+") as handle:
-                    os.fsync(handle.fileno())
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        os.rename(path, old)
-        os.rename(aside, path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(aside, path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        aside.mkdir()
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb+") as handle:
+                        os.fsync(handle.fileno())
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.rename(path, old)
+            os.rename(aside, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(aside, path)
 
 
 def sha256(path: Path) -> str:

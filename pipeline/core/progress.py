@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from weakref import WeakSet
 
 from tqdm import tqdm
+
+_BARS: WeakSet[tqdm[Any]] = WeakSet()
 
 
 def progress_bar(total: int, description: str, unit: str = "img", start: int = 0, enabled: bool = True) -> tqdm[Any]:
     """A bar on standard error; where that is a file, a line every ten seconds in place of many a second."""
     terminal = sys.stderr.isatty()
-    return tqdm(
+    bar = tqdm(
         total=total,
         initial=start,
         desc=description,
@@ -23,3 +26,11 @@ def progress_bar(total: int, description: str, unit: str = "img", start: int = 0
         maxinterval=10,
         disable=not enabled,
     )
+    _BARS.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """End the line of every bar, so that what is said next has a line of its own."""
+    for bar in list(_BARS):
+        bar.close()

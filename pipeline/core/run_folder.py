@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.core.config import to_dict, to_yaml
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import naming, write_json, write_text
 from pipeline.core.snapshot import snapshots
 
 PACKAGES = (
@@ -62,7 +62,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of statistics; every record has `images`."""
-        with open(self.stats, "a", encoding="utf-8") as file:
+        with naming(self.stats), open(self.stats, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, images_seen: int) -> None:

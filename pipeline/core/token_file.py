@@ -12,12 +12,15 @@ A batch is read without the others, and an image with its batch.
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
+import typing
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Int
 from torch import Tensor
@@ -26,8 +29,30 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_bytes
 from pipeline.core.token_spec import TokenSpec
 
-MAGIC, VERSION = b"LGQTOKEN", 1
+MAGIC, VERSION = b"LGQTOKEN", 2
+Described = TypeVar("Described")
 START, ENTRY, CHECK = struct.Struct("<8sHIQ"), struct.Struct("<II"), struct.Struct("<I")
+
+
+LARGEST = 2**31 - 1  # of a header's numbers; more threads than MOST_THREADS no machine has
+MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What may change the last bit of a logit: who reads a file says in what it differs where the tokens come out wrong."""
+
+    torch: str
+    constriction: str
+    device: str
+    dtype: str
+    float32_matmul: str
+    flush_denormal: bool
+    threads: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads: {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +69,16 @@ class TokenFileHeader:
     labelled: bool
     num_classes: int
     coding: dict[str, Any]
-    environment: dict[str, Any]
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 0), ("batch_size", 1), ("num_classes", 1)):
+            if not least <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name}: {getattr(self, name)}")
+        if self.spec != TokenSpec.from_dict(self.spec).to_dict():
+            raise ValueError(f"spec: {self.spec}")
+        if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in (self.prior_sha256, self.tokenizer_sha256)):
+            raise ValueError("prior_sha256, tokenizer_sha256: not 64 hexadecimal digits each")
 
     @property
     def batches(self) -> int:
@@ -117,13 +151,28 @@ def read_token_file(path: Path) -> TokenFile:
         raise UserError(f"{path}: damaged (its checksum does not hold); copy it again")
     try:
         return _parse(content, length)
-    except (ArithmeticError, KeyError, TypeError, ValueError, struct.error):
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError, struct.error):
         raise UserError(f"{path}: not made by this program, though its checksum holds; encode the images again") from None
 
 
+def from_fields(kind: type[Described], values: Any) -> Described:
+    """A dataclass from a mapping that holds all of its fields and no other, each of the type that is declared.
+
+    Raises ValueError that names the first field for which this does not hold.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: no mapping")
+    hints = typing.get_type_hints(kind)
+    for name in {**hints, **values}:
+        declared = hints.get(name, Any)
+        if name not in values or name not in hints or type(values[name]) is not (typing.get_origin(declared) or declared):
+            raise ValueError(f"{name}: {values.get(name)!r}")
+    return kind(**values)
+
+
 def _parse(content: bytes, length: int) -> TokenFile:
-    header = TokenFileHeader(**json.loads(content[START.size : START.size + length]))
-    TokenSpec.from_dict(header.spec)
+    described = json.loads(content[START.size : START.size + length])
+    header = from_fields(TokenFileHeader, {**described, "environment": from_fields(Environment, described["environment"])})
     at = START.size + length
     index = [ENTRY.unpack_from(content, at + number * ENTRY.size) for number in range(header.batches)]
     at += header.batches * ENTRY.size
@@ -149,6 +198,8 @@ def _pack(labels: Sequence[int], header: TokenFileHeader) -> bytes:
 def _unpack(part: bytes, images: int, header: TokenFileHeader) -> tuple[list[int], bytes]:
     if not header.labelled:
         return [header.num_classes] * images, part
+    if images * math.log2(header.num_classes + 1) > 8 * len(part) + 8:  # before a number of that many bits is formed
+        raise ValueError("the labels are cut short")
     size = _label_bytes(images, header)
     number, labels = int.from_bytes(part[:size], "little"), []
     for _ in range(images):

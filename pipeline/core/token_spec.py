@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LARGEST = 2**31 - 1  # of an index: stores and files hold 32 bits
+MOST_TOKENS = 2**20
+
 
 @dataclass(frozen=True)
 class TokenSpec:
@@ -20,10 +23,12 @@ class TokenSpec:
     image_size: tuple[int, int]
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1:
-            raise ValueError(f"TokenSpec.sizes: {self.sizes}; every index needs at least one code")
-        if not self.scales or any(min(scale) < 1 for scale in self.scales):
-            raise ValueError(f"TokenSpec.scales: {self.scales}; every grid needs at least one cell")
+        if not self.sizes or not 1 <= min(self.sizes) <= max(self.sizes) <= LARGEST:
+            raise ValueError(f"TokenSpec.sizes: {self.sizes}; every index needs at least one code, and {LARGEST} at most")
+        if not self.scales or any(min(scale) < 1 for scale in self.scales) or self.t > MOST_TOKENS:
+            raise ValueError(f"TokenSpec.scales: {self.scales}; every grid needs a cell, and all have {MOST_TOKENS} at most")
+        if not 1 <= min(self.image_size) <= max(self.image_size) <= MOST_TOKENS:
+            raise ValueError(f"TokenSpec.image_size: {self.image_size}; a picture has pixels, and {MOST_TOKENS} a side at most")
 
     @property
     def d(self) -> int:
@@ -56,7 +61,14 @@ class TokenSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenSpec:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; ValueError where the values cannot be those of one."""
+        try:
+            return cls._from_values(values)
+        except (ArithmeticError, KeyError, TypeError) as error:
+            raise ValueError(f"TokenSpec: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> TokenSpec:
         y, x = values["image_size"]
         return cls(
             sizes=tuple(int(size) for size in values["sizes"]),

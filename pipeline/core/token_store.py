@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pipeline.core.data.positions import PositionSampler, epoch_order
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, read_json, write_json
+from pipeline.core.files import naming, new_folder, read_json, write_json
 from pipeline.core.token_spec import TokenSpec
 
 SPLITS = ("train", "validation")
@@ -68,8 +69,13 @@ class TokenStore:
         self.identity = read_identity(self.path / "identity.json")
         self.spec = TokenSpec.from_dict(self.identity.spec)
         summary = read_json(self.path / "store.json")
-        self.unreadable: list[str] = summary["unreadable"]
-        self.splits = {split: _load_split(self.path / split, summary["images"][split]) for split in SPLITS}
+        try:
+            self.unreadable: list[str] = list(summary["unreadable"])
+            counts = {split: int(summary["images"][split]) for split in SPLITS}
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self.path / 'store.json'}: damaged; delete it and tokenize again") from None
+        width = self.spec.t * self.spec.d
+        self.splits = {split: _load_split(self.path / split, count, width) for split, count in counts.items()}
 
     @property
     def num_classes(self) -> int:
@@ -90,7 +96,8 @@ class TokenStore:
             vectors = [tables[str(j)] for j in range(self.spec.d)]
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{file}: damaged ({type(error).__name__}); delete the store and make it again") from None
-        if tuple(map(len, vectors)) != self.spec.sizes:
+        fit = all(table.ndim == 2 and table.is_floating_point() and table.isfinite().all() for table in vectors)
+        if not fit or tuple(map(len, vectors)) != self.spec.sizes:
             raise UserError(f"{file}: not the codes of {self.spec.sizes}; delete the store and make it again")
         return vectors
 
@@ -103,7 +110,15 @@ class TokenStore:
         if mirrored is not None and mirrored.any():
             tokens = np.where(mirrored[:, None], columns["mirrored"], tokens)
         shaped = torch.from_numpy(tokens.astype(np.int64)).view(len(rows), self.spec.t, self.spec.d)
-        return shaped, torch.from_numpy(np.array(columns["label"], dtype=np.int64))
+        labels = torch.from_numpy(np.array(columns["label"], dtype=np.int64))
+        problem = None
+        if (shaped < 0).any() or (shaped >= torch.tensor(self.spec.sizes)).any():
+            problem = f"a token outside {list(self.spec.sizes)}"
+        elif (labels < 0).any() or (labels >= self.num_classes).any():
+            problem = f"a label of none of the {self.num_classes} classes"
+        if problem:
+            raise UserError(f"{self.path / split}: {problem}; delete the store and make it again")
+        return shaped, labels
 
     def training_batches(
         self, start: int, stop: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -189,7 +204,8 @@ class TokenStoreWriter:
         """Write the code vectors, if there are any, count, and mark the store as whole."""
         if code_vectors is not None:
             tables = {str(j): table.float().cpu().contiguous() for j, table in enumerate(code_vectors)}
-            save_file(tables, self.path / CODEBOOK)  # a killed command writes it again: the store is not whole yet
+            with naming(self.path / CODEBOOK):
+                save_file(tables, self.path / CODEBOOK)  # a killed command writes it again: the store is not whole yet
         images = {split: sum(len(shard) for shard in _shards(self.path / split)) for split in SPLITS}
         write_json(self.path / "store.json", {"images": images, "unreadable": sorted(unreadable)})
         return TokenStore(self.path)
@@ -201,17 +217,34 @@ class TokenStoreWriter:
 def read_identity(file: Path) -> TokenIdentity:
     """What the tokens are that a JSON file describes: a store's `identity.json`, a prior's `tokens.json`."""
     try:
-        return TokenIdentity(**read_json(file))
+        identity = TokenIdentity(**read_json(file))
     except TypeError:
         raise UserError(f"{file}: not of this version; delete {file.parent} and run its command again") from None
+    for name, kind in typing.get_type_hints(TokenIdentity).items():
+        value = getattr(identity, name)
+        if type(value) is not (typing.get_origin(kind) or kind):
+            raise UserError(f"{file}: {name}: {value!r:.60} is damaged; delete {file.parent} and run its command again")
+    try:
+        TokenSpec.from_dict(identity.spec)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; delete {file.parent} and run its command again") from None
+    return identity
 
 
-def _load_split(path: Path, images: int) -> datasets.Dataset:
+def _load_split(path: Path, images: int, width: int) -> datasets.Dataset:
     shards = _shards(path)
+    for shard in shards:
+        columns = shard.features
+        tokens = [getattr(columns.get(name), "length", None) for name in ("tokens", "mirrored")]
+        if tokens != [width, width] or "label" not in columns:
+            raise UserError(f"{path}: a shard of other tokens than identity.json tells of; delete the store and make it again")
     found = sum(map(len, shards))
     if found != images:
         raise UserError(f"{path}: {found} of {images} images found; delete the store and make it again")
-    return datasets.concatenate_datasets(shards).with_format("numpy")
+    try:
+        return datasets.concatenate_datasets(shards).with_format("numpy")
+    except Exception:  # as above
+        raise UserError(f"{path}: shards of different kinds; delete the store and make it again") from None
 
 
 def _shards(path: Path) -> list[datasets.Dataset]:
@@ -219,7 +252,7 @@ def _shards(path: Path) -> list[datasets.Dataset]:
     for folder in sorted(folder for folder in path.glob("*") if folder.name.isdigit() and any(folder.iterdir())):
         try:
             shards.append(datasets.Dataset.load_from_disk(str(folder)))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # pyarrow and datasets have a dozen kinds for damaged files
             raise UserError(f"{folder}: damaged shard ({type(error).__name__}); delete it and tokenize again") from None
     if not shards:
         raise UserError(f"{path}: no shards; delete the store and make it again")

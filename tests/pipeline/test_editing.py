@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,34 @@ def test_outpainting_keeps_the_picture_and_fills_the_rest(model, images):
         outpaint(model, images[:1], (0, -1, 0, 0), [4], [1], options)
 
 
+@pytest.mark.parametrize("counts", [(2, 3, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 3, 2), (1, 3, 3, 3), (3, 3, 0, 3)])
+def test_counts_that_differ_are_one_line(model, images, masks, counts):
+    some, holes, labels, seeds = images[: counts[0]], masks[: counts[1]], LABELS[: counts[2]], SEEDS[: counts[3]]
+    with pytest.raises(UserError, match=r"images, masks, labels, seeds: .*give as many of each"):
+        inpaint(model, some, holes, labels, seeds, model.options())
+    if len({counts[0], *counts[2:]}) > 1:
+        with pytest.raises(UserError, match=r"images, labels, seeds: .*give as many of each"):
+            vary(model, some, 0.5, labels, seeds, model.options())
+        with pytest.raises(UserError, match=r"images, labels, seeds: .*give as many of each"):
+            outpaint(model, some, (4, 0, 0, 0), labels, seeds, model.options())
+
+
+def test_sizes_that_differ_are_one_line(model, images, masks):
+    with pytest.raises(UserError, match="masks: "):
+        inpaint(model, images, masks[:, :8], LABELS, SEEDS, model.options())
+    with pytest.raises(UserError, match="images of 8 x 16 pixels"):
+        outpaint(model, images[..., :8], (4, 0, 0, 0), LABELS, SEEDS, model.options())
+
+
+def test_a_callback_that_writes_in_place_changes_nothing_unless_it_gives_back(model):
+    def spoil(pipeline, step, timestep, tensors):
+        tensors["tokens"].fill_(0)
+        return {}
+
+    plain = model([4, 0], [5, 6], output_type="latent").images
+    assert model([4, 0], [5, 6], output_type="latent", callback_on_step_end=spoil).images.equal(plain)
+
+
 @pytest.mark.parametrize("canvas, start", [((36, 37), (0, 5)), ((16, 16), (0, 0)), ((21, 40), (5, 24)), ((17, 16), (1, 0))])
 def test_windows_cover_the_canvas_and_overlap_those_before(canvas, start):
     known = torch.zeros(canvas, dtype=torch.bool)
@@ -158,6 +188,9 @@ def test_the_command_goes_from_class_to_class(chain, commands, tmp_path):
         cell = grid[2 + 18 * row : 18 * (row + 1), 2 + 36 * column : 18 + 36 * column]
         assert np.array_equal(cell, np.asarray(image))
     assert "3 images from 4 (star)" in commands.succeed(EDIT, *common, "--dry-run").out
+    shutil.copytree(chain.ar / "prior", tmp_path / "runs/ar/prior")  # the newest prior of any kind will do
+    common = ["interpolate", "--class", "star", "--to", 2, "--out", out]
+    assert "by runs/ar" in commands.succeed(EDIT, *common, "--dry-run", folder=tmp_path).out
 
 
 @pytest.mark.parametrize(

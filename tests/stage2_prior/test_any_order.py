@@ -198,7 +198,7 @@ def test_random_orders_differ_by_seed_and_progress_counts_steps(make_prior):
 @pytest.mark.parametrize("trained", [{}, {"random_until": 0.5, "raster_from": 0.75}])
 def test_a_prior_that_ended_in_raster_order_refuses_in_one_line(make_prior, trained):
     prior = make_prior("ar", **trained)
-    for options in (ARSampling(steps=4), ARSampling(order="halton")):
+    for options in (ARSampling(steps=4), ARSampling(order="halton"), ARSampling(schedule="linear")):
         with pytest.raises(UserError, match="raster_from=1") as caught:
             prior.sample([0], options, [0])
         assert "\n" not in str(caught.value)

@@ -129,14 +129,18 @@ def test_gradients_reach_every_parameter_that_the_prior_trains(make_prior):
     [
         ([[3, 1]], None, "give a class"),
         ([[12, 12]], None, "codes below 11"),
-        ([[12] + [1] * 17], None, "up to 16 codes"),
+        ([[12] + [1] * 17], None, "1 to 17 ids"),
+        ([[]], None, "1 to 17 ids"),
+        ([[17, 1]], None, "ids from 0 to 16"),
+        ([[12, -1]], None, "ids from 0 to 16"),
+        ([[-12, 1]], None, "ids from 0 to 16"),
         ([[12, 1]], [[0, 1]], "without padding"),
     ],
 )
 def test_what_is_no_image_is_refused(make_prior, ids, mask, message):
     model = as_causal_lm(make_prior("ar", sizes=[K]))
     with pytest.raises(UserError, match=message):
-        model(torch.tensor(ids), attention_mask=None if mask is None else torch.tensor(mask))
+        model(torch.tensor(ids).long(), attention_mask=None if mask is None else torch.tensor(mask))
 
 
 def test_several_indices_are_refused(make_prior):

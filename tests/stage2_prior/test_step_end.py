@@ -36,6 +36,17 @@ def test_looking_on_changes_nothing_and_sees_what_the_trace_sees(prior):
     assert all(a.equal(b) for a, b in zip(seen, samples.trace, strict=True))
 
 
+def test_what_is_written_in_place_reaches_neither_the_trace_nor_earlier_steps(prior):
+    def spoil(done, of, tokens):
+        kept = tokens.clone()
+        tokens.fill_(1)
+        return kept
+
+    plain, spoilt = sample(prior), sample(prior, spoil)
+    assert spoilt.tokens.equal(plain.tokens)
+    assert all(a.equal(b) for a, b in zip(spoilt.trace, plain.trace, strict=True))
+
+
 def test_what_is_changed_is_what_the_rest_is_drawn_from(prior):
     calls = []
 

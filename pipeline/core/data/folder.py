@@ -5,6 +5,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -32,7 +34,7 @@ def folder(path: str, validation_share: float = 0.05) -> ImageData:
     labels.json ({folder: name}) in `path`, or, for exactly ImageNet's 1000 synset folders, from torchvision's list.
     Raises UserError for a folder that is missing, empty, without class folders or with an empty class.
     """
-    root = Path(path).expanduser()
+    root = _expanded(path)
     if not root.is_dir():
         raise UserError(f"data.path: {root} is no folder; {LAYOUT}")
     train = _list_classes(root / "train")
@@ -55,20 +57,47 @@ def folder(path: str, validation_share: float = 0.05) -> ImageData:
                      names, short_hash(json.dumps([train, validation, names])))
 
 
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"data.path: {path}: {error}; {LAYOUT}") from None
+
+
 def _list_classes(root: Path) -> dict[str, Files]:
     if not root.is_dir():
         raise UserError(f"data.path: {root} is missing; {LAYOUT}")
-    with os.scandir(root) as entries:
+    with _listed(root) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise UserError(f"data.path: {root} has no class folders; {LAYOUT}")
     return {name: _list_images(root / name) for name in classes}
 
 
+@contextmanager
+def _listed(path: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """What is in a folder; UserError where it cannot be read."""
+    try:
+        with os.scandir(path) as entries:
+            yield (_named(entry) for entry in entries)
+    except OSError as error:
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror}); mend that or remove it") from None
+
+
+def _named(entry: os.DirEntry[str]) -> os.DirEntry[str]:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"data.path: {entry.path} has a name that is not UTF-8; rename it") from None
+    return entry
+
+
 def _list_images(path: Path) -> Files:
-    with os.scandir(path) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries
-                 if entry.name.lower().endswith(EXTENSIONS) and entry.name[0] != "."]
+    # a link to nothing is an image that cannot be read; a folder or a pipe of an image's name is none
+    with _listed(path) as entries:
+        found = [(entry.name, entry.stat(follow_symlinks=entry.is_file())) for entry in entries
+                 if entry.name.lower().endswith(EXTENSIONS) and entry.name[0] != "."
+                 and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))]
     files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
     if not files:
         raise UserError(f"data.path: {path} has no images ({', '.join(EXTENSIONS)}); add some or remove the folder")
@@ -84,7 +113,7 @@ def _set_apart(classes: dict[str, Files], share: float) -> tuple[dict[str, Files
             raise UserError(f"data.path: class {name} has a single image; without a validation folder it needs two")
         count = min(math.ceil(share * len(images)), len(images) - 1)
         # by hash: adding a file moves few of the others, and no order by date or camera survives
-        by_hash = sorted(images, key=lambda image: hashlib.sha256(image[0].encode()).digest())
+        by_hash = sorted(images, key=lambda image: hashlib.sha256(os.fsencode(image[0])).digest())
         validation[name], train[name] = sorted(by_hash[:count]), sorted(by_hash[count:])
     return train, validation
 
@@ -114,13 +143,17 @@ def _readable_names(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_labels(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.path: {path} cannot be read ({error}); mend or remove it") from None
     if path.suffix == ".json":
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            names = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"data.path: {path} is no JSON ({error}); mend or remove it") from error
         if not isinstance(names, dict):
             raise UserError(f'data.path: {path} is no mapping; write {{"<folder>": "<name>", ...}}')
         return {class_id: str(name) for class_id, name in names.items()}
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
     return {line[0]: line[-1].strip() for line in lines}

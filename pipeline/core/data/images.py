@@ -211,6 +211,6 @@ def short_hash(*parts: object) -> str:
     """Sixteen hexadecimal digits of the sha256 of bytes, or of the text of anything else."""
     digest = hashlib.sha256()
     for part in parts:
-        encoded = part if isinstance(part, bytes) else str(part).encode()
+        encoded = part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()[:16]

@@ -18,9 +18,9 @@ def find_classes(query: int | str, class_names: Sequence[str], class_ids: Sequen
     """
     text = _plain(str(query))
     if re.fullmatch(r"[+-]?\d+", text):
-        label = int(text)
+        label = int(text) if len(text) < 20 else -1
         if not 0 <= label < len(class_names):
-            raise UserError(f"class: {label}; the classes are numbered 0 to {len(class_names) - 1}")
+            raise UserError(f"class: {text:.60}; the classes are numbered 0 to {len(class_names) - 1}")
         return [label]
     names, ids, groups = ([_plain(name) for name in kind] for kind in (class_names, class_ids, groups))
     words = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
@@ -34,7 +34,7 @@ def find_classes(query: int | str, class_names: Sequence[str], class_ids: Sequen
         labels = [label for label, match in enumerate(matches) if match]
         if labels:
             return labels
-    raise UserError(f"class: {str(query)!r} matches no class; the nearest: {', '.join(_nearest(text, names, groups))}")
+    raise UserError(f"class: {str(query)!r:.200} matches no class; the nearest: {', '.join(_nearest(text, names, groups))}")
 
 
 def _plain(name: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.core.data.decode import encode_image
 from pipeline.core.data.images import FEATURES, ImageData, short_hash
+from pipeline.core.errors import UserError
 
 Plane = Float[np.ndarray, "n y x"]
 
@@ -39,7 +40,14 @@ SUPERSAMPLING = 3
 
 
 def shapes(image_size: int = 32, train_per_class: int = 24, validation_per_class: int = 12) -> ImageData:
-    """Ten classes of simple shapes with one palette each; the same images at every call, train and validation disjoint."""
+    """Ten classes of simple shapes with one palette each; the same images at every call, train and validation disjoint.
+
+    Raises UserError for an option below 1, or of more images than memory holds.
+    """
+    for option, value, most in (("image_size", image_size, 1024), ("train_per_class", train_per_class, 100_000),
+                                ("validation_per_class", validation_per_class, 100_000)):
+        if not 1 <= value <= most:
+            raise UserError(f"data.{option}: {value}; give 1 to {most}")
     names = tuple(SHAPES)
     drawn = [draw_shapes(label, train_per_class + validation_per_class, image_size) for label in range(len(names))]
     train = _split([images[:train_per_class] for images in drawn])

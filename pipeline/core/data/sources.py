@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
+from pipeline.core.config import require_kinds
 from pipeline.core.data.blue_marble import blue_marble
 from pipeline.core.data.folder import folder
 from pipeline.core.data.hub import hub
@@ -33,6 +34,10 @@ def load_data(name: str, **options) -> ImageData:
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(option) in (None, ""):
             raise UserError(f"data.{option}: missing; {name} needs it, e.g. data.{option}=...")
+    try:
+        require_kinds("data", DATA[name], options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return DATA[name](**options)
 
 

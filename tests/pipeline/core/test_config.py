@@ -149,7 +149,7 @@ def test_mistakes_are_named(setting, message):
         ("include: 3", "include: 3; give a file"),
         ("images: [1\nrun: 2", "top.yaml:2: not valid YAML"),
         ("- 1", "top.yaml: holds list; a configuration file is a mapping"),
-        ("1: 2", "a configuration file is a mapping of names"),
+        ("1: 2", "top.yaml: not valid YAML; the key 1 is no text; quote it"),
     ],
 )
 def test_mistakes_in_files_are_named(fruits, text, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.core.token_file import (
     CHECK,
     START,
     CodedBatch,
+    Environment,
     TokenFile,
     TokenFileHeader,
     read_token_file,
@@ -32,7 +34,7 @@ HEADER = TokenFileHeader(
     labelled=True,
     num_classes=10,
     coding={"order": "halton"},
-    environment={"torch": "2", "device": "cpü", "threads": 1},
+    environment=Environment("2", "0.5", "cpü", "float32", "highest", True, 1),
 )
 BATCHES = [CodedBatch([0, 10, 3], b"12345678", 5), CodedBatch([10] * 3, b"", 2**32 - 1), CodedBatch([0], b"abcd", 0)]
 FILE = TokenFile(HEADER, BATCHES)
@@ -75,7 +77,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path):
         (b"", "no file of coded tokens"),
         (b"PNG and more", "no file of coded tokens"),
         (b"LGQTOKEN", "cut short after 8 bytes"),
-        (START.pack(b"LGQTOKEN", 2, 0, 26) + b"1234", "format 2, this program reads 1"),
+        (START.pack(b"LGQTOKEN", 1, 0, 26) + b"1234", "format 1, this program reads 2"),
         (token_file_bytes(FILE)[:-9], r"\d+ of \d+ bytes"),
         (token_file_bytes(FILE) + b"more", r"\d+ of \d+ bytes"),
         (token_file_bytes(FILE)[:-1] + b"!", "its checksum does not hold"),
@@ -89,7 +91,18 @@ def test_the_damage_is_named(tmp_path, content, says):
         read_token_file(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("change", [{"images": 10}, {"images": 70000}, {"batch_size": 0}, {"spec": {}}, {"num_classes": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"images": 10}, {"images": 70000}, {"batch_size": 0}, {"spec": {}}, {"num_classes": 1}, {"images": True}),
+        {"labelled": 1},
+        *({"prior_sha256": "a"}, {"tokenizer_sha256": None}, {"coding": []}, {"environment": {}}, {"environment": None}),
+        *({"environment": asdict(HEADER.environment) | wrong} for wrong in ({"threads": 0}, {"threads": "1"}, {"more": 1})),
+        *({"environment": asdict(HEADER.environment) | wrong} for wrong in ({"torch": 2}, {"flush_denormal": 1})),
+        *({"more": 1}, {"num_classes": 10**400}, {"batch_size": 2**40, "images": 2**40, "num_classes": 2**30}),
+    ],
+    ids=str,
+)
 def test_a_header_that_contradicts_the_rest_is_refused_though_the_checksum_holds(tmp_path, change):
     good = token_file_bytes(FILE)
     (tmp_path / "file").write_bytes(good)
@@ -98,10 +111,10 @@ def test_a_header_that_contradicts_the_rest_is_refused_though_the_checksum_holds
     described, rest = good[START.size :][:length], good[START.size + length : -CHECK.size]
     for name, value in change.items():
         header = json.loads(described)
-        assert header[name] != value
+        assert header.get(name) is not value
         described = json.dumps(header | {name: value}).encode()
     size = START.size + len(described) + len(rest) + CHECK.size
-    content = START.pack(b"LGQTOKEN", 1, len(described), size) + described + rest
+    content = START.pack(b"LGQTOKEN", 2, len(described), size) + described + rest
     (tmp_path / "file").write_bytes(content + CHECK.pack(zlib.crc32(content)))
     with pytest.raises(UserError, match="not made by this program"):
         read_token_file(tmp_path / "file")

@@ -73,7 +73,7 @@ def two(tmp_path_factory):
     command = [[sys.executable, __file__, str(rank), port, str(folder)] for rank in range(2)]
     started = [subprocess.Popen(line, cwd=root, env=os.environ | {"PYTHONPATH": root}) for line in command]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", sorted(set(QUANTIZERS) - LOCAL))
