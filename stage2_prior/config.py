@@ -32,8 +32,6 @@ class Optim:
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
-
-    def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas: {list(self.betas)}; give two, for example [0.9, 0.96]")
         require_between(self, lr=(0, LARGEST), weight_decay=(0, LARGEST), warmup=(0, math.inf), clip=(0, math.inf))
