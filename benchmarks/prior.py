@@ -17,7 +17,12 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
   ar         sampling token after token, without guidance.
              `uncached`: the whole prefix anew for each token (timed at every 16th token);
              `llama`, `llama_static`: transformers' LlamaForCausalLM.generate, of the same sizes, with its growing and with its
-             static cache; `ours`.
+             static cache; `ours`: one token a pass (`lookahead=1`).
+  ahead      the same with the lookahead that is the default. How many tokens a pass makes final depends on what the prior has
+             learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`, `ours_plain` (one token a
+             pass), `ours`; `tokens_per_pass` says how many it were, of the image that took most passes.
+  ahead_large  the sizes above again, with random weights whose guesses come true as often as they happen to: see
+             `tokens_per_pass`. The summary also says what it would be if it were that of the trained prior (`at_trained`).
   parallel   `ours_parallel`: the autoregressive prior in a random order, several tokens a step, beside `ours` for the same
              images. What that costs in quality is not measured here: weights are random.
 
@@ -34,6 +39,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +50,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measuring import device_name, in_a_process
+from pipeline.api import load_prior, prior_folder, weights_sha256
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
+from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
-from pipeline.core.run_folder import versions
+from pipeline.core.run_folder import read_stats, versions
 from pipeline.tokenization import code_vectors
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.training import build_tokenizer
@@ -69,10 +77,13 @@ CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a tim
     "training": {"repository": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
     "maskgit": {"amused": [4], "ours": [4], "ours_halton": [4]},
     "ar": {"uncached": [4], "llama": [4], "llama_static": [4], "ours": [4]},
+    "ahead": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
+    "ahead_large": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
     "parallel": {"ours": [1, 4], "ours_parallel": [1, 4]},
 }
 PEERS = {"training": ["repository", "all_logits"], "maskgit": ["amused"], "ar": ["uncached", "llama", "llama_static"]}
-PEERS["parallel"] = ["ours"]
+PEERS |= {"parallel": ["ours"], "ahead": ["llama_static", "ours_plain"], "ahead_large": ["llama_static", "ours_plain"]}
+PEAKED = 0.1  # standard deviation of embeddings of which guesses come true about as often as a trained prior's
 
 
 def main() -> None:
@@ -82,15 +93,18 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case (default: 3)")
     parser.add_argument("--out", type=Path, help="default: results/prior_DEVICE.json")
+    parser.add_argument("--prior", type=Path, default=Path("runs/demo/ar"), help="the trained one of `ahead`: a run of AR")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps({"seconds_per_image": measure(**arguments.case)}))
+        print(json.dumps(measure(**arguments.case)))
         return
     name = device_name(arguments.device)
     slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", name.lower())
     out = arguments.out or Path(f"results/prior_{slug}.json")
     result = read_json(out) if out.exists() else {"device": name, "settings": settings(), "rows": []}
+    if "ahead" in arguments.parts:
+        result["trained"] = trained_settings(arguments.prior)
     done = {key(row) for row in result["rows"]}
     for number in range(arguments.rounds):
         for part in arguments.parts:
@@ -99,7 +113,8 @@ def main() -> None:
                     case = {"part": part, "writing": writing, "batch": batch}
                     if key({**case, "round": number}) in done:
                         continue
-                    row = {**case, "round": number, **in_a_process("benchmarks.prior", {**case, "device": arguments.device})}
+                    told = {"device": arguments.device, "prior": str(arguments.prior)}
+                    row = {**case, "round": number, **in_a_process("benchmarks.prior", case | told)}
                     result["rows"].append(row)
                     result |= {"versions": versions(), "summary": summary(result["rows"])}
                     write_json(out, result)
@@ -111,6 +126,14 @@ def settings() -> dict[str, Any]:
     return {"spec": SPEC, "trunk": SHAPE, "steps": STEPS, "guidance": GUIDANCE, "parallel_steps": PARALLEL_STEPS}
 
 
+def trained_settings(run: Path) -> dict[str, Any]:
+    """Which prior `ahead` is about, and how sure it is of its tokens."""
+    prior = trained(run, "cpu")
+    bits = [line["validation_bits_per_token"] for line in read_stats(run) if "validation_bits_per_token" in line]
+    spec = {"sizes": prior.config["sizes"], "scales": prior.config["scales"]}
+    return spec | {"trunk": asdict(prior.trunk.shape), "bits_per_token": bits[-1], "sha256": weights_sha256(prior_folder(run))}
+
+
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What makes a measurement the same as another."""
     return tuple(row[name] for name in ("part", "writing", "batch", "round"))
@@ -118,28 +141,33 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Medians over the rounds, and how many times as fast as its peers each writing is."""
-    medians: dict[tuple[str, str, int], float] = {}
+    same: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        name = (row["part"], row["writing"], row["batch"])
-        same = [each["seconds_per_image"] for each in rows if (each["part"], each["writing"], each["batch"]) == name]
-        medians[name] = statistics.median(same)
-    found = []
+        same.setdefault((row["part"], row["writing"], row["batch"]), []).append(row)
+    medians = {name: statistics.median(row["seconds_per_image"] for row in found) for name, found in same.items()}
+    tokens = {name: statistics.median(row.get("tokens_per_pass", 1.0) for row in found) for name, found in same.items()}
+    entries = []
     for (part, writing, batch), seconds in medians.items():
         entry: dict[str, Any] = {"part": part, "writing": writing, "batch": batch, "images_per_second": 1 / seconds}
-        for peer in PEERS[part]:
-            if peer != writing and (part, peer, batch) in medians:
-                entry[f"times_{peer}"] = medians[part, peer, batch] / seconds
-        found.append(entry)
-    return found
+        peers = [peer for peer in PEERS[part] if peer != writing and (part, peer, batch) in medians]
+        entry |= {f"times_{peer}": medians[part, peer, batch] / seconds for peer in peers}
+        if part.startswith("ahead") and writing == "ours":
+            entry["tokens_per_pass"] = tokens[part, writing, batch]
+            if part == "ahead_large" and ("ahead", writing, batch) in tokens:
+                share = tokens["ahead", writing, batch] / tokens[part, writing, batch]
+                entry["at_trained"] = {f"times_{peer}": share * medians[part, peer, batch] / seconds for peer in peers}
+        entries.append(entry)
+    return entries
 
 
-def measure(part: str, writing: str, batch: int, device: str) -> float:
-    """Seconds of an image: the median of three, after a smaller first one."""
+def measure(part: str, writing: str, batch: int, device: str, prior: str) -> dict[str, float]:
+    """Seconds of an image: the median of three, after a first one; and what else the work says of itself."""
     torch.manual_seed(0)
     with precision(device):
-        once = PARTS[part](writing, batch, device)
+        once = ahead(part, writing, batch, device, Path(prior)) if part in AHEAD else PARTS[part](writing, batch, device)
         once()
-        return statistics.median(clocked(once, device) for _ in range(3)) / batch
+        seconds, told = zip(*(clocked(once, device) for _ in range(3)), strict=True)
+        return {"seconds_per_image": statistics.median(seconds) / batch} | (told[0] if isinstance(told[0], dict) else {})
 
 
 def precision(device: str) -> Any:
@@ -147,13 +175,13 @@ def precision(device: str) -> Any:
     return nullcontext() if device == "cpu" else torch.autocast("cuda", torch.bfloat16)
 
 
-def clocked(work: Callable[[], object], device: str) -> float:
-    """Seconds that this takes, or that it says it took."""
+def clocked(work: Callable[[], object], device: str) -> tuple[float, object]:
+    """Seconds that this takes, or that it says it took; and what it says."""
     start = time.perf_counter()
     told = work()
     if device != "cpu":
         torch.cuda.synchronize()
-    return told if isinstance(told, float) else time.perf_counter() - start
+    return told if isinstance(told, float) else time.perf_counter() - start, told
 
 
 def training(writing: str, batch: int, device: str) -> Callable[[], object]:
@@ -254,14 +282,56 @@ def autoregressive(writing: str, batch: int, device: str) -> Callable[[], object
     """Sampling token after token, without guidance."""
     labels = list(range(batch))
     if writing in ("llama", "llama_static"):
-        return llama(labels, device, "static" if writing == "llama_static" else None)
-    random_orders = {"random_until": 1.0, "raster_from": 1.0} if writing == "ours_parallel" else {}
-    prior = AutoregressivePrior(**SPEC, **SHAPE, **random_orders).to(device).eval()  # pyright: ignore[reportArgumentType]
-    randomize(prior)
+        return llama(random_ar(), labels, device, "static" if writing == "llama_static" else None)
+    prior = random_ar(**({"random_until": 1.0, "raster_from": 1.0} if writing == "ours_parallel" else {})).to(device)  # pyright: ignore[reportArgumentType]
     if writing == "uncached":
         return lambda: uncached_loop(prior, torch.tensor(labels, device=device))
-    options = ARSampling(steps=PARALLEL_STEPS, order="random") if writing == "ours_parallel" else ARSampling()
+    options = ARSampling(steps=PARALLEL_STEPS, order="random") if writing == "ours_parallel" else ARSampling(lookahead=1)
     return lambda: prior.sample(labels, options, labels)
+
+
+def ahead(part: str, writing: str, batch: int, device: str, run: Path) -> Callable[[], object]:
+    """Sampling in raster order without guidance, by a trained prior or one of the large sizes: tokens a pass."""
+    prior = random_ar() if part == "ahead_large" else trained(run, device)
+    labels = [number % prior.config["num_classes"] for number in range(batch)]
+    if writing == "llama_static":
+        return llama(prior, labels, device, "static")
+    if part == "ahead_large":
+        with torch.no_grad():
+            prior.trunk.norm.weight.fill_(1.0)
+            for block in prior.trunk.blocks:
+                block.offsets.fill_(1.0)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            prior.codes.get_parameter("tables.0").normal_(0.0, PEAKED)
+    prior = prior.to(device)  # pyright: ignore[reportArgumentType]
+    options = ARSampling(lookahead=1) if writing == "ours_plain" else ARSampling()
+
+    def sample() -> dict[str, float]:
+        passes = 0
+
+        def count(done: int, of: int, tokens: Tensor) -> Tensor:
+            nonlocal passes
+            passes += 1
+            return tokens
+
+        prior.sample(labels, options, labels, progress=count)
+        return {"tokens_per_pass": prior.spec.t / passes}
+
+    return sample
+
+
+def random_ar(**options: Any) -> AutoregressivePrior:
+    """An autoregressive prior of the sizes above, on the CPU."""
+    prior = AutoregressivePrior(**SPEC, **SHAPE, **options).eval()
+    randomize(prior)
+    return prior
+
+
+def trained(run: Path, device: str) -> AutoregressivePrior:
+    """The prior of a run; UserError where it is not an autoregressive one in raster order."""
+    prior = load_prior(run)
+    if not isinstance(prior, AutoregressivePrior) or prior.any_order:
+        raise UserError(f"--prior {run}: not an autoregressive prior in raster order; train configs/stage2/ar_demo.yaml")
+    return prior.to(device)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
@@ -281,25 +351,26 @@ def uncached_loop(prior: AutoregressivePrior, labels: Tensor) -> float:
     return total * EVERY
 
 
-def llama(labels: list[int], device: str, cache: str | None) -> Callable[[], object]:
-    """transformers' own model and loop: the class in front, then the tokens."""
+def llama(prior: AutoregressivePrior, labels: list[int], device: str, cache: str | None) -> Callable[[], object]:
+    """transformers' own model and loop at the sizes of this prior: the class in front, then the tokens."""
+    shape, t, codes = prior.trunk.shape, prior.spec.t, prior.spec.sizes[0]
     config = LlamaConfig(
-        vocab_size=CODES + CLASSES,
-        hidden_size=SHAPE["width"],
-        intermediate_size=AutoregressivePrior(**SPEC, **SHAPE).trunk.shape.hidden,
-        num_hidden_layers=SHAPE["depth"],
-        num_attention_heads=SHAPE["heads"],
-        num_key_value_heads=SHAPE["heads"],
-        max_position_embeddings=GRID * GRID + 1,
+        vocab_size=codes + prior.config["num_classes"],
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=t + 1,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
     )
     model = LlamaForCausalLM(config).to(device).eval()  # pyright: ignore[reportArgumentType]
-    prompts = torch.tensor(labels, device=device)[:, None] + CODES
+    prompts = torch.tensor(labels, device=device)[:, None] + codes
     options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "use_cache": True}
-    options |= {"min_new_tokens": GRID * GRID, "max_new_tokens": GRID * GRID}
+    options |= {"min_new_tokens": t, "max_new_tokens": t}
     if cache is not None:
         options["cache_implementation"] = cache
     mask = torch.ones_like(prompts)
@@ -313,6 +384,7 @@ def randomize(prior: Prior) -> None:
             parameter.normal_(0.0, 0.02)
 
 
+AHEAD = ("ahead", "ahead_large")
 PARTS: dict[str, Callable[[str, int, str], Callable[[], object]]] = {
     "training": training,
     "maskgit": maskgit,

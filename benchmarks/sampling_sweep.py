@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.api import (
     ImageGenerator,
     load_data,
     load_pipeline,
+    load_prior,
     load_tokenizer,
     prior_folder,
     tokenizer_folder,
@@ -65,26 +67,39 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top, e.g. maskgit.order=halton")
     arguments = parser.parse_intermixed_args()
     torch.set_flush_denormal(True)
-    tokenizer, config = arguments.tokenizer, load_config(EvalConfig, arguments.config, arguments.settings)
-    data = load_data(**read_json(tokenizer_folder(tokenizer) / "training.json")["data"])
-    judge = Judge(data, load_tokenizer(tokenizer).spec.image_size[0], config, "cpu")
-    result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {"rows": []}
+    judge = build_judge(arguments.tokenizer, load_config(EvalConfig, arguments.config, arguments.settings))
     for path in arguments.priors:
-        model = load_pipeline(path)
-        kind = SAMPLING[type(model.prior).__name__]
-        base = dataclasses.asdict(model.options(**dataclasses.asdict(getattr(config, kind))))
-        hashes = {"prior": weights_sha256(prior_folder(path)), "tokenizer": weights_sha256(tokenizer_folder(tokenizer))}
-        for changes in [{}, *({name: value} for name, values in AXES[kind].items() for value in values if value != base[name])]:
-            inputs = {"prior": kind, "options": base | changes, "images": config.images, "seed": config.seed, "sha256": hashes}
-            inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
-            if inputs in [row["inputs"] for row in result["rows"]]:
-                continue
-            row = measure(judge, model, base | changes)
-            result["rows"].append({"changes": changes, **row, "inputs": inputs})
+        axes = AXES[SAMPLING[type(load_prior(path)).__name__]]
+        plans = [{}, *({name: value} for name, values in axes.items() for value in values)]
+        measure_all(judge, arguments.tokenizer, path, plans, arguments.out)
+
+
+def build_judge(tokenizer: Path, config: EvalConfig) -> Judge:
+    """What measures samples of priors on this tokenizer's tokens, against the images that it was trained on."""
+    data = load_data(**read_json(tokenizer_folder(tokenizer) / "training.json")["data"])
+    return Judge(data, load_tokenizer(tokenizer).spec.image_size[0], config, "cpu")
+
+
+def measure_all(judge: Judge, tokenizer: Path, run: Path, plans: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """The rows of a prior with the judge's options, changed as each plan says; measured where the file has them not."""
+    result: dict[str, Any] = read_json(out) if out.exists() else {"rows": []}
+    model, config, rows = load_pipeline(run), judge.config, []
+    kind = SAMPLING[type(model.prior).__name__]
+    base = dataclasses.asdict(model.options(**dataclasses.asdict(getattr(config, kind))))
+    hashes = {"prior": weights_sha256(prior_folder(run)), "tokenizer": weights_sha256(tokenizer_folder(tokenizer))}
+    for changes in plans:
+        inputs = {"prior": kind, "options": base | changes, "images": config.images, "seed": config.seed, "sha256": hashes}
+        inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
+        row = next((row for row in result["rows"] if row["inputs"] == inputs), None)
+        if row is None:
+            row = {"changes": changes, **measure(judge, model, base | changes), "inputs": inputs}
+            result["rows"].append(row)
             result |= {"reference": judge.reference.describe(), "versions": versions()}
-            write_json(arguments.out, result)
+            write_json(out, result)
             shown = "  ".join(f"{name} {row[name][0]:.3g} ± {row[name][1] or 0:.2g}" for name in SHOWN)
             print(f"{kind:8s} {changes or 'base'!s:32s} {shown}  {row['images_per_second']} img/s", flush=True)
+        rows.append(row)
+    return rows
 
 
 @torch.no_grad()
