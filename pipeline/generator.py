@@ -110,8 +110,9 @@ class ImageGenerator(DiffusionPipeline):
         num_inference_steps, guidance_scale: the sampler's `steps` and `guidance_scale`; its other options go by their names.
         output_type: "pil", "np" (float in [0, 1] "b y x 3"), "pt" (that as "b 3 y x") or "latent" (tokens "b t d").
         callback_on_step_end: called as diffusers does, (pipeline, step, timestep, tensors) -> tensors; timestep counts the
-        steps to come, the tensors are "tokens", -1 where still unknown: those known may be changed (of an autoregressive
-        prior the newest only, the others have been read). Setting `pipeline._interrupt` ends the call: unknown cells are grey.
+        steps to come (in raster order the tokens), the tensors are "tokens", -1 where still unknown: those known may be
+        changed (of an autoregressive prior in another order the newest only, the others have been read). Setting
+        `pipeline._interrupt` ends the call: unknown cells are grey.
         """
 
         def generate(request: Request) -> Tensor:

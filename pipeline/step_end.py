@@ -30,6 +30,7 @@ class StepEnd:
                 raise UserError(f"callback_on_step_end_tensor_inputs: {name}; there are {', '.join(CALLBACK_TENSORS)}")
         self.pipeline, self.callback, self.tensors = pipeline, callback, tensors
         self.bar: Any = None
+        self.calls = 0
 
     def __enter__(self) -> StepEnd:
         return self
@@ -40,17 +41,18 @@ class StepEnd:
     def __call__(self, done: int, steps: int, tokens: Int[Tensor, "b t d"]) -> Int[Tensor, "b t d"] | None:
         """The tokens to go on with, None where the pipeline was interrupted."""
         if self.bar is None:
-            self.bar = self.pipeline.progress_bar(total=steps)
+            self.bar, self.calls = self.pipeline.progress_bar(total=steps), 0
         self.bar.update(done - self.bar.n)
         if done == steps:
             self._close()
         if self.callback is not None:
             available = {"tokens": tokens.clone()}  # what is written into them in place counts only if it is given back
             given = {name: available[name] for name in self.tensors}
-            answer = self.callback(self.pipeline, done - 1, steps - done, given)
+            answer = self.callback(self.pipeline, self.calls, steps - done, given)
             if not isinstance(answer, dict):
                 raise UserError(f"callback_on_step_end: gave back {type(answer).__name__}; give a dict, {{}} changes nothing")
             tokens = self._checked(answer.get("tokens", tokens), tokens)
+        self.calls += 1
         return None if self.pipeline.interrupt else tokens
 
     def _checked(self, changed: Tensor, tokens: Tensor) -> Tensor:

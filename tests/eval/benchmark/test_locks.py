@@ -49,7 +49,7 @@ def contenders(folder: Path, number: int, *options: str) -> list[subprocess.Pope
 
 
 def test_of_many_processes_one_at_a_time_is_inside(tmp_path):
-    results = [(*process.communicate(timeout=60), process.returncode) for process in contenders(tmp_path, 4, "1.5")]
+    results = [(*process.communicate(timeout=300), process.returncode) for process in contenders(tmp_path, 4, "1.5")]
     assert [code for _, _, code in results] == [0] * 4, results
     assert sum(int(out) for out, _, _ in results) >= 8
 
@@ -58,7 +58,7 @@ def test_the_locks_of_the_dead_are_taken_over_by_one_of_those_who_ask(tmp_path):
     for _ in range(3):
         processes = contenders(tmp_path, 3, "1.0", "dies")
         for process in processes:
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=300)
             assert process.returncode in (0, 9), err
     assert Lock(tmp_path).claim()
 
@@ -143,7 +143,7 @@ def test_nothing_is_left_aside(tmp_path):
 def test_one_of_many_takes_over_from_another_machine_that_fell_silent(tmp_path):
     foreign(tmp_path, silent=locks.STALE + 5)
     for process in contenders(tmp_path, 3, "1.0"):
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
 
 
