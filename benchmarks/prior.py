@@ -18,8 +18,8 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
              `uncached`: the whole prefix anew for each token (timed at every 16th token);
              `llama`, `llama_static`: transformers' LlamaForCausalLM.generate, of the same sizes, with its growing and with its
              static cache; `ours`: one token a pass (`lookahead=1`).
-  ahead      the same with the lookahead that is the default. How many tokens a pass makes final depends on what the prior has
-             learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`, `ours_plain` (one token a
+  ahead      the same with a lookahead of 8 for one image, 4 for four. How many tokens a pass makes final depends on what
+             the prior has learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`, `ours_plain` (one token a
              pass), `ours`; `tokens_per_pass` says how many it were, of the image that took most passes.
   ahead_large  the sizes above again, with random weights whose guesses come true as often as they happen to: see
              `tokens_per_pass`. The summary also says what it would be if it were that of the trained prior (`at_trained`).
@@ -303,7 +303,7 @@ def ahead(part: str, writing: str, batch: int, device: str, run: Path) -> Callab
                 block.offsets.fill_(1.0)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             prior.codes.get_parameter("tables.0").normal_(0.0, PEAKED)
     prior = prior.to(device)  # pyright: ignore[reportArgumentType]
-    options = ARSampling(lookahead=1) if writing == "ours_plain" else ARSampling()
+    options = ARSampling(lookahead=1 if writing == "ours_plain" else min(8, 16 // batch))
 
     def sample() -> dict[str, float]:
         passes = 0

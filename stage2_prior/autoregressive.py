@@ -9,7 +9,6 @@ ARPG, Li et al. 2025; those have places for instructions or queries, this prior'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +26,6 @@ from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
 from stage2_prior.samplers import sample_autoregressive, sample_in_order
 from stage2_prior.sampling import RASTER, ARSampling, Progress, Samples, SamplingOptions
 from stage2_prior.transformer import Labels, take
-
-# places of all samples that cost little more than one, and of one sample: by trial (results/LOG.md)
-PLACES_AT_ONCE, MOST_AHEAD = {"cpu": 16}, 8
-PLACES_ELSEWHERE = 128  # a GPU is idle with more; not measured
 
 
 class AutoregressivePrior(Prior):
@@ -134,14 +129,9 @@ class AutoregressivePrior(Prior):
             remedy = "give none of them, or train with random_until=1 raster_from=1"
             raise UserError(f"{asked}; this prior ended in raster order ({learnt}); {remedy}")
         # where the guidance scale is 1 it is so at every step
-        branches = (True,) if options.guidance_scale == 1 else (True, False)
-        logits = StepwiseLogits(self, classes, branches)
+        logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
         if self.any_order:
             return sample_in_order(logits, given, self.spec.scales, options, seeds, trace, progress)
-        if options.lookahead is None:
-            rows = PLACES_AT_ONCE.get(self.device.type, PLACES_ELSEWHERE) // (len(classes) * len(branches))
-            # a compiled step is one of single places
-            options = replace(options, lookahead=1 if self.step is not decode else max(1, min(MOST_AHEAD, rows)))
         return sample_autoregressive(logits.causal, given, options, seeds, trace, progress)
 
     @property

@@ -168,7 +168,7 @@ def sample_autoregressive(
     final = ~unknown
     start, grids = _first(~final), []
     while min(start) < t:
-        m = min(options.lookahead or 1, t - min(start))
+        m = min(options.lookahead, t - min(start))
         at = torch.tensor(start, device=device)[:, None] + torch.arange(m, device=device)
         shares = [min(first + j, t - 1) for first in start for j in range(m)]
         scales = [options.scale(i / t, i / t) for i in shares]
