@@ -19,8 +19,9 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
              `llama`, `llama_static`: transformers' LlamaForCausalLM.generate, of the same sizes, with its growing and with its
              static cache; `ours`: one token a pass (`lookahead=1`).
   ahead      the same with a lookahead of 8 for one image, 4 for four. How many tokens a pass makes final depends on what
-             the prior has learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`, `ours_plain` (one token a
-             pass), `ours`; `tokens_per_pass` says how many it were, of the image that took most passes.
+             the prior has learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`,
+             `ours_plain` (one token a pass), `ours`; `tokens_per_pass` says how many it were, of the image that took most
+             passes.
   ahead_large  the sizes above again, with random weights whose guesses come true as often as they happen to: see
              `tokens_per_pass`. The summary also says what it would be if it were that of the trained prior (`at_trained`).
   parallel   `ours_parallel`: the autoregressive prior in a random order, several tokens a step, beside `ours` for the same
