@@ -108,6 +108,8 @@ def hole(request: EditRequest, picture: UInt8[Tensor, "3 y x"]) -> Masks | None:
 
 def read_picture(path: Path, side: int) -> UInt8[Tensor, "3 y x"]:
     """A picture as training images are read: upright, RGB, scaled and cut to a square; UserError where it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a picture")
     try:
         pixels = decode_image({"bytes": None, "path": path}, side)
     except UnreadableImage as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -83,10 +84,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_file(path: Path) -> bytes:
+    """A file's bytes. OSError as usual, and for a pipe or a device too: one may be waited for in vain, the other has no end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; UserError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the command that writes it finished?") from None
     except OSError as error:
