@@ -22,7 +22,7 @@ from pipeline.core.progress import progress_bar
 from pipeline.core.rng import generator
 from pipeline.core.run_folder import versions
 from pipeline.core.saved_model import WEIGHTS
-from pipeline.core.token_file import TokenFileHeader, read_token_file, write_token_file
+from pipeline.core.token_file import MAGIC, TokenFileHeader, read_token_file, write_token_file
 from pipeline.core.token_store import TokenStore, read_identity
 from pipeline.editing import encode
 from pipeline.editing_command import read_picture
@@ -30,6 +30,8 @@ from pipeline.generator import ImageGenerator
 from pipeline.sampling_command import described, newest_prior, write_picture
 from pipeline.token_coding import Models, coding_options, compress, decompress, environment_differences, require_models
 from stage2_prior.prior import Prior
+
+PNG = b"\x89PNG"  # how such a file starts
 
 
 def encode_pictures(
@@ -55,7 +57,7 @@ def encode_pictures(
         shown = "no class" if label is None else described(model, label)
         print(f"{path}: {len(pictures)} pictures of {shown}, at most {model.prior.spec}\n{options}\n-> {out}")
         return
-    require_writable(out)
+    require_writable(out, MAGIC)
     tokens, side = [], model.tokenizer.spec.image_size[0]
     with progress_bar(len(pictures), "tokenize", enabled=len(pictures) > batch_size) as bar:
         for begin in range(0, len(pictures), batch_size):
@@ -96,7 +98,8 @@ def decode_pictures(file: Path, out: Path, images: list[int] | None, pipeline: P
     if dry_run:
         print(f"{file}: {len(wanted)} of {header.images} images by {path}{f'; {note}' if note else ''}\n-> {out}")
         return
-    require_writable(out / "00000.png")
+    for image in wanted:
+        require_writable(out / f"{image:05d}.png", PNG)
     with progress_bar(len(wanted), "decode") as bar:
         for batch in sorted({image // header.batch_size for image in wanted}):
             tokens = decompress(models, coded, batch, str(file))
@@ -136,8 +139,8 @@ def measure_rate(
         print(f"{path}: {count} of {store.images('validation')} validation images of {store.path}\n{options}\n-> {out}")
         return
     coded_file = out.with_suffix(".lgq")
-    for file in (out, coded_file):
-        require_writable(file)
+    require_writable(out, b"{")
+    require_writable(coded_file, MAGIC)
     rows = torch.randperm(store.images("validation"), generator=generator("measure", seed))[:count].sort().values.tolist()
     grids, classes = store.batch("validation", rows)
     with progress_bar(2 * count, "encode, decode") as bar:

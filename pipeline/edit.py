@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the PNG to write (default: edits/PICTURE_CLASS_SEEDS.png)")
     arguments = parser.parse_args()
     seeds, options = seed_list(arguments.seeds), sampling_options(arguments)
-    hole = arguments.box and box(arguments.box)
-    more = arguments.extend and margins(arguments.extend)
+    hole = None if arguments.box is None else box(arguments.box)
+    more = None if arguments.extend is None else margins(arguments.extend)
     interpolating = arguments.to is not None
     if interpolating != (str(arguments.picture) == "interpolate"):
         raise UserError("interpolate: goes with --to; python -m pipeline.edit interpolate --class 3 --to 7")

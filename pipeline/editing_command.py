@@ -64,7 +64,7 @@ def edit_to_file(request: EditRequest, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{request.picture}: {count} versions as {sampler.names} by {sampler.path}\n{sampler.sampling}\n-> {request.out}")
         return
-    require_picture(request.out)
+    require_picture(request.out, request.picture, request.mask)
     shown, versions = edit(sampler, picture, mask, request)
     save_grid(torch.cat([shown[None], versions]), request.out, request.zoom)
     print(f"{request.out}: the picture and {count} version{'s' * (count > 1)} as {sampler.names} by {sampler.path}")
@@ -108,6 +108,8 @@ def hole(request: EditRequest, picture: UInt8[Tensor, "3 y x"]) -> Masks | None:
 
 def read_picture(path: Path, side: int) -> UInt8[Tensor, "3 y x"]:
     """A picture as training images are read: upright, RGB, scaled and cut to a square; UserError where it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a picture")
     try:
         pixels = decode_image({"bytes": None, "path": path}, side)
     except UnreadableImage as error:

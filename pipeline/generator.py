@@ -226,7 +226,7 @@ class ImageGenerator(DiffusionPipeline):
         folder = Path(save_directory)
         measured = [] if results is None else find_results(Path(results), folder)
         write_text(folder / "pipeline.py", CODE)
-        title = name or folder.resolve().name
+        title = (name or folder.resolve().name).encode(errors="replace").decode()  # a folder's name need not be text
         write_text(folder / "README.md", model_card(title, self.tokenizer, self.prior, self.config["class_names"], measured))
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]

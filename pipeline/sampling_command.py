@@ -96,9 +96,16 @@ def described(generator: ImageGenerator, label: int) -> str:
     return f"{label} ({names[label]})" if names else str(label)
 
 
-def require_picture(path: Path) -> None:
-    """UserError, before the work, where a picture of this name cannot be written."""
+def require_picture(path: Path, *inputs: Path | None) -> None:
+    """UserError, before the work, where a picture of this name cannot be written, or would replace an input or no picture."""
     require_writable(path)
+    if path.exists() and path.stat().st_size:
+        if any(given is not None and path.samefile(given) for given in inputs):
+            raise UserError(f"{path}: is to be read and to be written; choose another --out")
+        try:
+            Image.open(path).close()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise UserError(f"{path}: cannot be written (it holds no picture); choose another --out") from None
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{path}: cannot be written (no kind of picture); choose another --out, ending in .png")
 

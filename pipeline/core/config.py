@@ -29,6 +29,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_file
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Schema = TypeVar("Schema")
@@ -187,7 +188,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: includes itself; remove the circle")
     try:
-        values = _read_yaml(path.read_text(encoding="utf-8")) or {}
+        values = _read_yaml(read_file(path).decode()) or {}
     except (FileNotFoundError, IsADirectoryError):
         nearest = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such configuration file; {nearest}") from None

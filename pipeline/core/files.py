@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -28,6 +29,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step, so that no reader ever sees half of it; nothing is left aside where that fails."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
+        if path.exists() and not path.is_file():  # /dev/null would become a file
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
@@ -41,11 +44,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def require_writable(path: Path) -> None:
-    """Raises UserError where a file cannot come to be, for all that can be known before the work; leaves nothing."""
+def require_writable(path: Path, starts: bytes = b"") -> None:
+    """Raises UserError where a file cannot come to be, for all that can be known before the work; leaves nothing.
+
+    A file that is there may be replaced by one of its kind only: if it `starts` alike, or is empty.
+    """
     try:
         if path.is_dir():
             raise UserError(f"{path}: cannot be written (it is a folder); choose another --out")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: cannot be written (a pipe or a device is there); choose another --out")
+        if path.is_file():
+            with open(path, "rb") as file:
+                if file.read(len(starts)) not in (starts, b""):
+                    raise UserError(f"{path}: cannot be written (it holds something else); choose another --out")
         nearest = next(parent for parent in path.absolute().parents if parent.exists())
         path.exists()  # a name that is too long is one that does not exist, or an error
     except (OSError, ValueError) as error:
@@ -83,10 +95,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_file(path: Path) -> bytes:
+    """A file's bytes. OSError as usual, and for a pipe or a device too: one may be waited for in vain, the other has no end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; UserError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; has the command that writes it finished?") from None
     except OSError as error:
@@ -103,6 +122,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
+        if path.exists() and not path.is_dir():
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
             shutil.rmtree(left, ignore_errors=True)

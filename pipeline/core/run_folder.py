@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from pipeline.core.config import to_dict, to_yaml
+from pipeline.core.config import read_yaml, to_dict, to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import naming, write_json, write_text
 from pipeline.core.snapshot import snapshots
@@ -48,7 +47,7 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if file.exists() and snapshots(self.snapshots):
-            changed = _differences(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, to_dict(config))
+            changed = _differences(read_yaml(file), to_dict(config))
             if changed:
                 raise UserError(
                     f"{self.path}: holds a run of another configuration ({'; '.join(changed[:4])}); "

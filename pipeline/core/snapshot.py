@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, sha256, write_json
+from pipeline.core.files import new_folder, read_file, sha256, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     """The state in one snapshot folder; UserError names the damaged file."""
     file = path / "state.json"
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
+        described = json.loads(read_file(file))
         file = path / "state.safetensors"
         if sha256(file) != described["sha256"]:
             raise UserError(f"{file}: damaged snapshot ({file.stat().st_size} bytes, wrong sha256)")

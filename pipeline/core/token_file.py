@@ -26,7 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_bytes
+from pipeline.core.files import read_file, write_bytes
 from pipeline.core.token_spec import TokenSpec
 
 MAGIC, VERSION = b"LGQTOKEN", 2
@@ -135,7 +135,7 @@ def write_token_file(path: Path, content: bytes) -> None:
 def read_token_file(path: Path) -> TokenFile:
     """A file, checked as far as can be without decoding. Raises UserError where it is missing, cut short or damaged."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that pipeline.compress encode wrote") from None
     if not content.startswith(MAGIC):

@@ -231,6 +231,33 @@ def test_what_cannot_be_written_is_said_before_the_work(out, chain, commands, tm
     assert (tmp_path / "photo.png").read_bytes() == before
 
 
+def test_only_a_file_of_the_same_kind_is_replaced(chain, commands, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+    Image.new("L", (16, 16), 255).save(tmp_path / "white.png")
+    (tmp_path / "text.png").write_text("precious")
+    (tmp_path / "text.json").write_text("precious")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "00000.png").write_text("precious")
+    common = ["--pipeline", chain.maskgit]
+    commands.succeed("pipeline.compress", "encode", "photo.png", *common, "--out", "file.lgq", folder=tmp_path)
+    before = content(tmp_path)
+    for line in (
+        ["pipeline.edit", "photo.png", *common, "--class", "star", "--vary", 1, "--out", "pictures/../photo.png"],
+        ["pipeline.edit", "photo.png", *common, "--class", "star", "--mask", "white.png", "--out", "white.png"],
+        ["pipeline.sample", *common, "--class", "star", "--out", "text.png"],
+        ["pipeline.compress", "encode", "photo.png", *common, "--out", "photo.png"],
+        ["pipeline.compress", "encode", "photo.png", *common, "--out", "/dev/null"],
+        ["pipeline.compress", "decode", "file.lgq", *common, "--out", "pictures"],
+        ["pipeline.compress", "measure", *common, "--images", 2, "--out", "text.json"],
+    ):
+        require_one_line(commands.run(*line, folder=tmp_path), "choose another --out")
+    assert content(tmp_path) == before and Path("/dev/null").is_char_device()
+    commands.succeed("pipeline.compress", "encode", "white.png", *common, "--out", "file.lgq", folder=tmp_path)
+    commands.succeed("pipeline.sample", *common, "--class", "star", "--out", "photo.png", folder=tmp_path)
+    after = content(tmp_path)
+    assert {name for name in after if after[name] != before.get(name)} == {"file.lgq", "photo.png"}
+
+
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts small file systems of its own; skips where this user may not."""
