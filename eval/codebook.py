@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eval.metrics import jackknifed
 from eval.neighbours import ROWS
 
 SHOWN = 800  # points of a picture
@@ -64,9 +65,9 @@ def gersho_slope(latents: Float[Tensor, "n c"], codes: Float[Tensor, "k c"]) -> 
     placed = (codes - codes.mean(0))[apart].double()
     order = (placed @ torch.linalg.svd(placed, full_matrices=False).Vh[0]).argsort()
     kept = [torch.cat([*parts[:i], *parts[i + 1 :]]) for parts in [order.tensor_split(PARTS)] for i in range(PARTS)]
-    without = torch.stack([_slope(log_density[rows], log_volume[rows]) for rows in kept])
-    error = ((PARTS - 1) / PARTS * (without - without.mean()).square().sum()).sqrt().item()
-    if not error * T_FACTOR <= UNCERTAINTY:
+    without = [_slope(log_density[rows], log_volume[rows]).item() for rows in kept]
+    error = jackknifed(slope.item(), without).standard_error
+    if error is None or not error * T_FACTOR <= UNCERTAINTY:
         return None
     return GershoSlope(log_density, log_volume, slope.item(), error, -dimension / (dimension + 2), dimension)
 

@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from eval.config import EvalConfig
+from eval.cost import parameters
 from eval.features import Features, Reference, extract
 from eval.judge import Judge, RealImages
 from eval.measures import metric, reconstruction_metrics, set_metrics, usage_metrics
@@ -141,7 +142,7 @@ def reconstruction(judge: Judge, tokenizer: Tokenizer, folder: Path) -> Part:
     shown = shown_reconstructions(judge, tokenizer, folder, ".png")
     details = {
         "spec": tokenizer.spec.to_dict(),
-        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "parameters": parameters(tokenizer),
         "quantizer": tokenizer.config["quantizer_config"],
         "usage": usage_curve(found.usage),
         "perceptual_sha256": judge.perceptual.sha256,
@@ -233,7 +234,7 @@ def generation(judge: Judge, model: ImageGenerator, options: Any, floor: dict[st
     firsts = [labels[0] for labels in judge.shown_labels().values()]
     details: dict[str, Any] = {
         **found.details,
-        "parameters": sum(parameter.numel() for parameter in model.prior.parameters()),
+        "parameters": parameters(model.prior),
         "decoding": _decoding(judge, model, options, firsts[:DECODED], folder),
         **sheet.details,
     }

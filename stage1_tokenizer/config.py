@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from pipeline.core.config import require_between
 from pipeline.core.launch import Precision, Tracker
+from pipeline.core.schedule import LARGEST, require_adamw
 from stage1_tokenizer.backbone import Backbone
 
-LARGEST = 1e9  # of weights and rates: what is above is a slip
 LARGEST_IMAGE = 8192
-BELOW_ONE = math.nextafter(1, 0)
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,8 @@ class Optim:
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.max_bad_steps < 1:
-            raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas: {list(self.betas)}; give two, for example [0.9, 0.99]")
-        require_between(self, lr=(0, LARGEST), quantizer_lr=(0, LARGEST), encoder_lr=(0, LARGEST), weight_decay=(0, LARGEST))
-        require_between(self, warmup=(0, math.inf), clip=(0, math.inf), final_lr=(0, 1), betas=(0, BELOW_ONE), ema=(0, 1))
+        require_adamw(self)
+        require_between(self, quantizer_lr=(0, LARGEST), encoder_lr=(0, LARGEST))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stage2_prior.codec import CodingModel, CodingOptions
 from stage2_prior.decoding import Step, StepwiseTrunk, decode
 from stage2_prior.heads import HeadLogits
 from stage2_prior.prior import Mixture, Noise, Prior, resolve_shape
+from stage2_prior.rows import first_marked
 from stage2_prior.samplers import sample_autoregressive, sample_in_order
 from stage2_prior.sampling import RASTER, ARSampling, Progress, Samples, SamplingOptions
 from stage2_prior.transformer import Labels, take
@@ -195,10 +196,12 @@ class StepwiseLogits:
 
     def causal(self, tokens: Int[Tensor, "b t d"], start: Sequence[int], m: int, branches: tuple[bool, ...]) -> HeadLogits:
         """Logits of tokens in raster order, each from all before it (a `CausalLogits`); what has changed is worked out anew."""
+        fed = tokens.clone()
         for branch in branches:
-            same = _prefix_in_common(tokens, self.fed[branch]) if branch in self.fed else [0] * len(tokens)
+            # nothing has been seen where nothing was fed
+            same = first_marked((tokens != self.fed.get(branch, fed)).any(-1))
             kept = (min(s, n, first - 1) for s, n, first in zip(self.seen[branch], same, start, strict=True))
-            self.seen[branch], self.fed[branch] = list(kept), tokens.clone()
+            self.seen[branch], self.fed[branch] = list(kept), fed
         raster = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         return self._logits(tokens, raster, [first + m - 1 for first in start], 1, branches, m)
 
@@ -206,24 +209,17 @@ class StepwiseLogits:
         self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], answers: int
     ) -> HeadLogits:
         if branches == tuple(self.seen) and all(self.seen[branch] == self.seen[branches[0]] for branch in branches):
-            features = self._extend(tokens, order, known, m, branches, slice(None), answers)
+            features = self._extend(tokens, order, known, m, branches, answers)
         else:
-            each = [(branch,) for branch in branches]
-            features = torch.cat([self._extend(tokens, order, known, m, one, self.rows[one[0]], answers) for one in each])
+            features = torch.cat([self._extend(tokens, order, known, m, (branch,), answers) for branch in branches])
         return self.prior.codes.logits(features, self.maps)
 
     def _extend(
-        self,
-        tokens: Tensor,
-        order: Tensor,
-        known: Sequence[int],
-        m: int,
-        branches: tuple[bool, ...],
-        rows: slice,
-        answers: int,
+        self, tokens: Tensor, order: Tensor, known: Sequence[int], m: int, branches: tuple[bool, ...], answers: int
     ) -> Tensor:
         """Features "r n f": of each sample's last `answers` known tokens, and of m - 1 copies of the very last."""
         trunk, device = self.prior.trunk, tokens.device
+        rows = slice(None) if branches == tuple(self.seen) else self.rows[branches[0]]
         seen = [min(s, k - 1) for s, k in zip(self.seen[branches[0]], known, strict=True)]  # the last one answers, always
         first, ragged = min(seen) < 0, len({*zip(known, seen, strict=True)}) > 1
         few = slice(None) if ragged else slice(1)  # one row speaks for all where they are alike
@@ -260,9 +256,3 @@ class StepwiseLogits:
         features = self.trunk(x, turns.repeat(len(branches), 1), slots, before, last, rows)
         self.seen |= {branch: list(known) for branch in branches}
         return features[:, new - answers :]
-
-
-def _prefix_in_common(tokens: Int[Tensor, "b t d"], others: Int[Tensor, "b t d"]) -> list[int]:
-    """How many tokens, from the first on, are the same in each sample."""
-    differ = (tokens != others).any(-1)
-    return torch.where(differ.any(1), differ.int().argmax(1), tokens.shape[1]).tolist()

@@ -8,9 +8,7 @@ from typing import Any
 
 from pipeline.core.config import require_between
 from pipeline.core.launch import Precision, Tracker
-
-LARGEST = 1e9  # of rates: what is above is a slip
-BELOW_ONE = math.nextafter(1, 0)
+from pipeline.core.schedule import require_adamw
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,7 @@ class Optim:
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.max_bad_steps < 1:
-            raise ValueError(f"max_bad_steps: {self.max_bad_steps}; it must be at least 1")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas: {list(self.betas)}; give two, for example [0.9, 0.96]")
-        require_between(self, lr=(0, LARGEST), weight_decay=(0, LARGEST), warmup=(0, math.inf), clip=(0, math.inf))
-        require_between(self, final_lr=(0, 1), betas=(0, BELOW_ONE), ema=(0, 1))
+        require_adamw(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.core.config import did_you_mean
+from pipeline.core.config import did_you_mean, require_limits
 from pipeline.core.errors import UserError
 from pipeline.core.token_spec import TokenSpec
 from stage2_prior.codec import CodingModel, CodingOptions
@@ -65,9 +65,7 @@ class Prior(ModelMixin, ConfigMixin, ABC):
         target_aware: bool = False,
         groups: tuple[int, ...] = (),
     ) -> None:
-        for what, number, least, most in (("registers", registers, 0, 1024), ("num_classes", num_classes, 1, 2**24)):
-            if not least <= number <= most:
-                raise UserError(f"prior.{what}: {number}; give {least} to {most}")
+        require_limits("prior", registers=(registers, 0, 1024), num_classes=(num_classes, 1, 2**24))
         values = {"sizes": list(sizes), "scales": [list(scale) for scale in scales], "image_size": list(image_size)}
         self.spec = TokenSpec.from_dict(values)
         self.trunk = Transformer(self.spec.scales, num_classes, shape, causal, registers, dropout, target_aware, groups)
@@ -177,9 +175,7 @@ def resolve_shape(size: str, depth: int | None, width: int | None, heads: int | 
         raise UserError(f"prior.size: {size}; {did_you_mean(size, SIZES)}")
     named = SIZES[size]
     shape = Shape(depth or named.depth, width or named.width, heads or named.heads)
-    for what, number, most in (("depth", shape.depth, 1000), ("width", shape.width, 2**16), ("heads", shape.heads, 1024)):
-        if not 1 <= number <= most:
-            raise UserError(f"prior.{what}: {number}; give 1 to {most}")
+    require_limits("prior", depth=(shape.depth, 1, 1000), width=(shape.width, 1, 2**16), heads=(shape.heads, 1, 1024))
     if shape.width % (4 * shape.heads):
         raise UserError(f"prior.width: {shape.width}; with {shape.heads} heads give a multiple of {4 * shape.heads}")
     return shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 # On a CPU matrix libraries take other kernels, which differ in the last bit, for a ragged number of rows and, where the
@@ -62,6 +62,11 @@ class RowMap:
         for part, weight in others:
             out += torch.ops.mkldnn._linear_pointwise(part, weight, None, "none", [], "")
         return out
+
+
+def first_marked(where: Bool[Tensor, "b t"]) -> list[int]:
+    """The number of each row's first marked place, t where there is none."""
+    return torch.where(where.any(1), where.int().argmax(1), where.shape[1]).tolist()
 
 
 def mix(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:

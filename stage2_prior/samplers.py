@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from stage2_prior.drawing import SampleRng, draw_indices, draw_largest, portions
 from stage2_prior.logits import CausalLogits, MaskedLogits, NextLogits, OrderedLogits, guide
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING, Candidates, likelihood
+from stage2_prior.rows import first_marked
 from stage2_prior.sampling import (
     RASTER,
     UNKNOWN,
@@ -166,7 +167,7 @@ def sample_autoregressive(
     keys = SampleRng(seeds).keys(range(b), t, d).to(device)
     numbers = torch.arange(t, device=device)
     final = ~unknown
-    start, grids = _first(~final), []
+    start, grids = first_marked(~final), []
     while min(start) < t:
         m = min(options.lookahead, t - min(start))
         at = torch.tensor(start, device=device)[:, None] + torch.arange(m, device=device)
@@ -182,9 +183,9 @@ def sample_autoregressive(
             drawn[row, place] = draw_indices(guided, places, noise, heat[places], options.cut, draw_largest)[1]
         # right up to the first token that was guessed wrong: it was drawn from the right ones before it, those after were not
         wrong = (drawn != tokens).any(-1) & (numbers >= at[:, :1])
-        ends = torch.minimum(torch.tensor(_first(wrong), device=device)[:, None] + 1, at[:, -1:] + 1)
+        ends = torch.minimum(torch.tensor(first_marked(wrong), device=device)[:, None] + 1, at[:, -1:] + 1)
         tokens, final = drawn, ~unknown | (numbers < ends)
-        start = _first(~final)
+        start = first_marked(~final)
         shown = tokens.masked_fill(~final[..., None], UNKNOWN)
         if trace:
             grids.append(shown)
@@ -193,11 +194,6 @@ def sample_autoregressive(
             return Samples(shown, grids)
         tokens = told.where(told != UNKNOWN, tokens)
     return Samples(tokens, grids)
-
-
-def _first(where: Bool[Tensor, "b t"]) -> list[int]:
-    """The number of each row's first marked place, t where there is none."""
-    return torch.where(where.any(1), where.int().argmax(1), where.shape[1]).tolist()
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.benchmark.words import counted
+
 CERTAIN = 0.05
 STATUSES = ("supported", "contradicted", "inconclusive")
 CLAIMS = {
@@ -340,11 +342,6 @@ def _first(row: Mapping[str, Any]) -> str:
 
 def _range(ranks: Sequence[int]) -> str:
     return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]} to {ranks[1]}"
-
-
-def counted(count: int, what: str, many: str | None = None) -> str:
-    """A number of things: 1 seed, 3 seeds."""
-    return f"{count:,} {what if count == 1 else many or what + 's'}"
 
 
 def _bits(bits: Sequence[float]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from eval.benchmark.config import BenchmarkConfig
@@ -61,8 +60,3 @@ def spread(judge: Judge, found: Features) -> dict[str, Metric]:
         "density": metric(f"Density ({name})", density, len(found), "higher"),
         "coverage": metric(f"Coverage ({name})", coverage, len(found), "higher"),
     }
-
-
-def parameters(module: torch.nn.Module) -> int:
-    """How many parameters a module has."""
-    return sum(parameter.numel() for parameter in module.parameters())

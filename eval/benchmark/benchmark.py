@@ -14,10 +14,11 @@ from eval.benchmark.config import BenchmarkConfig
 from eval.benchmark.contract import Settings, contract, text, whole, write_contract
 from eval.benchmark.estimate import Costs, estimate
 from eval.benchmark.jobs import JobFolder
-from eval.benchmark.launcher import Launcher, Slots, count
+from eval.benchmark.launcher import Launcher, Slots
 from eval.benchmark.locks import Lock
 from eval.benchmark.plan import PlannedJob, all_jobs, wanted
 from eval.benchmark.table import Table
+from eval.benchmark.words import counted
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
@@ -58,7 +59,7 @@ class BenchmarkRun:
         outdated = [id for id in leaves if self.folders[id].outdated()]
         if outdated:
             why = "; ".join(self.folders[outdated[0]].outdated()[:2])
-            others = f"{count(len(outdated), 'more measurement')} of other settings will be made again"
+            others = f"{counted(len(outdated), 'more measurement')} of other settings will be made again"
             lines.append(f"{others} ({outdated[0]}: {why}).")
         if left:
             lines.append(estimate(left.values(), self.costs, self.slots.count, bool(self.slots.devices)))
@@ -104,8 +105,8 @@ class BenchmarkRun:
         if standing.failed:
             first, said = next(iter(standing.failed.items()))
             raise UserError(
-                f"{self.config.name}: {count(len(standing.failed), 'job')} failed, which {len(standing.blocked)} others need; "
-                f"{first}: {said}; start again to try once more"
+                f"{self.config.name}: {counted(len(standing.failed), 'job')} failed, "
+                f"which {len(standing.blocked)} others need; {first}: {said}; start again to try once more"
             )
         if not standing.elsewhere:
             print(f"{self.config.name}: everything is measured; python -m eval.benchmark.report {self.results}")

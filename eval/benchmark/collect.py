@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.benchmark.plan import CONTRACT
 from eval.recording import NOT_DECISIVE
 from eval.results import FILE, Metric, Result, read_result
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 
 JOBS = "jobs"
-CONTRACT = "contract.json"
 # inputs that decide a number and are no property of the measured method
 SHARED = ("version", "benchmark_version", "data_fingerprint", "extractor", "config")
 # the same of what is measured alike: tokenizers, and the priors of one kind
@@ -136,8 +136,7 @@ def collect(folder: Path) -> Benchmark:
         _agree(found, "extractor", lambda result: result.extractor)
         _agree(found, "reference", lambda result: result.reference.get("id"))
         _agree_in_metrics(found)
-    alike = [tokenizers, *(_of_prior(generations, prior) for prior in _priors(generations))]
-    for found in alike:
+    for found in (tokenizers, *_by_prior(generations)):
         for key, words in OWN.items():
             _agree(found, words, lambda result, key=key: result.inputs.get(key))
     if len(yardsticks) > 1:
@@ -169,17 +168,13 @@ def _planned(contract: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in contract["measurements"]] if contract else []
 
 
-def _prior(result: Result) -> Any:
-    job = result.inputs.get("job")
-    return job.get("prior") if isinstance(job, Mapping) else None
-
-
-def _priors(results: Mapping[Path, Result]) -> list[Any]:
-    return list(dict.fromkeys(_prior(result) for result in results.values()))
-
-
-def _of_prior(results: Mapping[Path, Result], prior: Any) -> dict[Path, Result]:
-    return {path: result for path, result in results.items() if _prior(result) == prior}
+def _by_prior(results: Mapping[Path, Result]) -> list[dict[Path, Result]]:
+    """The results of each prior."""
+    found: dict[Any, dict[Path, Result]] = {}
+    for path, result in results.items():
+        job = result.inputs.get("job")
+        found.setdefault(job.get("prior") if isinstance(job, Mapping) else None, {})[path] = result
+    return list(found.values())
 
 
 def _by_job(results: Mapping[Path, Result]) -> dict[Job, Result]:

@@ -18,8 +18,9 @@ import torch
 
 from eval.benchmark.config import BenchmarkConfig, Method
 from eval.benchmark.jobs import differences
-from eval.benchmark.plan import VERSIONS, PlannedJob, all_jobs
+from eval.benchmark.plan import CONTRACT, VERSIONS, PlannedJob, all_jobs
 from eval.config import EvalConfig
+from eval.cost import parameters
 from eval.features import VERSION as FEATURES_VERSION
 from pipeline.api import Stage1Config, Stage2Config, Tokenizer, at_budget, load_config, normalised_latents, token_grid
 from pipeline.core.config import to_dict
@@ -27,7 +28,6 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_text
 from pipeline.core.run_folder import FREE_SETTINGS
 
-CONTRACT = "contract.json"
 WIDTH = 120  # of the page, in characters
 NUMBERS = ("bits/image", "encoder", "quantizer", "decoder")  # columns that are set to the right
 MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", *FREE_SETTINGS)
@@ -275,14 +275,10 @@ def _row(settings: Settings, method: Method, bits: float) -> Row:
         bits_per_image=tokenizer.spec.bits_per_image,
         tokens=str(tokenizer.spec),
         exact=abs(tokenizer.spec.bits_per_image / positions - bits) <= settings.config.tolerance,
-        encoder=_count(tokenizer.encoder) + _count(tokenizer.to_code),
-        quantizer_parameters=_count(tokenizer.quantizer),
-        decoder=_count(tokenizer.decoder) + _count(tokenizer.from_code),
+        encoder=parameters(tokenizer.encoder) + parameters(tokenizer.to_code),
+        quantizer_parameters=parameters(tokenizer.quantizer),
+        decoder=parameters(tokenizer.decoder) + parameters(tokenizer.from_code),
     )
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _decisive(values: dict[str, Any]) -> dict[str, Any]:

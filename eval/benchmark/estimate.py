@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from eval.benchmark.jobs import JobFolder
-from eval.benchmark.launcher import count, duration
+from eval.benchmark.launcher import duration
 from eval.benchmark.plan import Kind, PlannedJob
+from eval.benchmark.words import counted
 
 Source = Literal["measured", "assumed", "unknown"]
 ORDER: tuple[Kind, ...] = ("tokenizer", "tokens", "prior", "quality", "generation", "yardstick")  # in which they are told
@@ -73,7 +74,7 @@ def estimate(jobs: Iterable[PlannedJob], costs: Costs, slots: int, gpus: bool = 
     if len(unknown) < len(families):
         hours = f"{total / 3600:,.1f}" if total < 360_000 else f"{total / 3600:,.0f}"
         used = f"{hours} {'GPU-hours' if gpus else 'hours of one process'}" if total >= 3600 else duration(total)
-        lines.append(f"In all {used}; {duration(total / slots)} with {count(slots, 'process')} at a time.")
+        lines.append(f"In all {used}; {duration(total / slots)} with {counted(slots, 'process')} at a time.")
     else:
         lines.append("How long it takes will be told when one of each kind has been done.")
     if 0 < len(unknown) < len(families):

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eval.benchmark.bench import SUFFIX, Bench, Saved, limit, parameters, spread
-from eval.cost import training_cost
+from eval.benchmark.bench import SUFFIX, Bench, Saved, limit, spread
+from eval.cost import parameters, training_cost
 from eval.features import extract
 from eval.judge import Judge
 from eval.measures import metric

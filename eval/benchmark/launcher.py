@@ -19,6 +19,7 @@ from typing import Protocol
 from eval.benchmark.jobs import JobFolder, State
 from eval.benchmark.locks import HEARTBEAT, Lock
 from eval.benchmark.plan import PlannedJob, blocked_by, descendants, wanted
+from eval.benchmark.words import counted
 from pipeline.core.command import Interrupted, Interruption, stop_with_launcher
 
 POLL = 0.2  # seconds between looks at the processes
@@ -280,7 +281,7 @@ class Launcher:
             for running in self.running.values():
                 running.send(signal.SIGTERM)
             if self.running:
-                self.display.event(f"stopping {count(len(self.running), 'job')}; trainings write a snapshot")
+                self.display.event(f"stopping {counted(len(self.running), 'job')}; trainings write a snapshot")
             while self.running:
                 self._reap(stopped=True)
                 self._beat()
@@ -342,8 +343,3 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min" if minutes >= 10 else f"{seconds / 60:.1f} min"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{minutes / 1440:.3g} days"
-
-
-def count(number: int, what: str) -> str:
-    """1 job, 3 jobs, 2 processes."""
-    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"

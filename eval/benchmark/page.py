@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.benchmark import plots
-from eval.benchmark.answers import counted, prior_name
+from eval.benchmark.answers import prior_name
 from eval.benchmark.collect import Benchmark, Job
 from eval.benchmark.correlations import spearman
 from eval.benchmark.gallery import memorisation, reconstructions, samples
+from eval.benchmark.words import counted
 from eval.results import Metric, Result
 from eval.tables import error, number
 

@@ -18,6 +18,7 @@ from eval.benchmark.config import BenchmarkConfig, Method
 
 Kind = Literal["yardstick", "tokenizer", "tokens", "quality", "prior", "generation"]
 KINDS: tuple[Kind, ...] = ("yardstick", "tokenizer", "tokens", "quality", "prior", "generation")
+CONTRACT = "contract.json"  # beside the results: what all runs into a folder agreed on
 MEASUREMENTS: tuple[Kind, ...] = ("yardstick", "quality", "generation")
 # of the code that measures: raise one when the same inputs would give other numbers, and what it measured is measured again
 VERSIONS: dict[Kind, int] = {"yardstick": 1, "quality": 1, "generation": 1}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.benchmark.bench import SUFFIX, Bench, Saved, limit, parameters
+from eval.benchmark.bench import SUFFIX, Bench, Saved, limit
 from eval.codebook import geometry, gersho_slope
-from eval.cost import flops_per_image, training_cost, training_course
+from eval.cost import flops_per_image, parameters, training_cost, training_course
 from eval.features import extract
 from eval.measures import metric
 from eval.metrics import Estimate, frechet_distance

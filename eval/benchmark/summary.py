@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.benchmark.answers import counted, prior_name
+from eval.benchmark.answers import prior_name
 from eval.benchmark.page import headline, main_table
+from eval.benchmark.words import counted
 
 ARROWS = {"lower": " \u2193", "higher": " \u2191", "neither": ""}
 

@@ -23,7 +23,7 @@ from pipeline.api import load_config, load_pipeline, load_tokenizer, prior_folde
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 
-VERSION = 2  # raise it when the same inputs would give other numbers
+VERSION = 2  # raise it, and the kind's in plan.VERSIONS, when the same inputs would give other numbers
 SHOWN = {"shown_images": 8, "shown_per_group": 1}  # on each job's sheets, at most: as many as the report lays side by side
 
 

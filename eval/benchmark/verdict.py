@@ -202,13 +202,9 @@ def budgets(benchmark: Benchmark) -> list[dict[str, Any]]:
     for prior in (None, *benchmark.priors):
         low, high = benchmark.table(CHIEF, few, prior), benchmark.table(CHIEF, many, prior)
         images = (image_knowledge(low, prior is None), image_knowledge(high, prior is None))
+        by_bits = {f"{bits:g}": means(benchmark.table(CHIEF, bits, prior)) for bits in benchmark.bits}
         for label, shift in shifts(values_of(low), values_of(high), images).items():
-            shown = {
-                f"{bits:g}": value
-                for bits in benchmark.bits
-                for value in [_mean(benchmark.table(CHIEF, bits, prior).get(label))]
-                if value is not None
-            }
+            shown = {bits: row[label] for bits, row in by_bits.items() if label in row}
             found.append({"prior": prior, "label": label, "few": few, "many": many, "means": shown, **asdict(shift)})
     return found
 
@@ -297,10 +293,6 @@ def _rows(ranking: Ranking, methods: Mapping[str, str], better: str = "lower") -
 
 def _noise(ranking: Ranking) -> dict[str, Any]:
     return {name: getattr(ranking, name) for name in ("noise", "sampling", "df", "equal_noise", "omnibus")}
-
-
-def _mean(row: Mapping[int, Metric] | None) -> float | None:
-    return statistics.fmean(metric.value for metric in row.values()) if row else None
 
 
 def _finite(value: Any) -> Any:

@@ -83,6 +83,13 @@ def require_between(config: Any, **limits: tuple[float, float]) -> None:
                 raise ValueError(f"{name}: {number}; give {f'{least} to {most}' if most < math.inf else f'{least} or more'}")
 
 
+def require_limits(place: str, **checked: tuple[float, float, float]) -> None:
+    """UserError that names the first option (value, least, most) outside its limits, both included."""
+    for name, (value, least, most) in checked.items():
+        if not least <= value <= most:
+            raise UserError(f"{place}.{name}: {value}; give {least} to {most}")
+
+
 def require_kinds(place: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """ValueError that names the first option whose value is not of the kind that the function's signature declares.
 

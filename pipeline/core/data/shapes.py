@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from pipeline.core.config import require_limits
 from pipeline.core.data.decode import encode_image
 from pipeline.core.data.images import FEATURES, ImageData, short_hash
-from pipeline.core.errors import UserError
 
 Plane = Float[np.ndarray, "n y x"]
 
@@ -44,10 +44,8 @@ def shapes(image_size: int = 32, train_per_class: int = 24, validation_per_class
 
     Raises UserError for an option below 1, or of more images than memory holds.
     """
-    for option, value, most in (("image_size", image_size, 1024), ("train_per_class", train_per_class, 100_000),
-                                ("validation_per_class", validation_per_class, 100_000)):
-        if not 1 <= value <= most:
-            raise UserError(f"data.{option}: {value}; give 1 to {most}")
+    require_limits("data", image_size=(image_size, 1, 1024), train_per_class=(train_per_class, 1, 100_000),
+                   validation_per_class=(validation_per_class, 1, 100_000))
     names = tuple(SHAPES)
     drawn = [draw_shapes(label, train_per_class + validation_per_class, image_size) for label in range(len(names))]
     train = _split([images[:train_per_class] for images in drawn])
