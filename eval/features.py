@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from eval.extractors import Extractor
 from eval.metrics import Moments, combine, moments
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_bytes
 from pipeline.core.progress import progress_bar
 
 CHUNK = 32  # images at a time: larger ones leave the CPU's caches and take longer per image
@@ -161,10 +161,7 @@ def _write(path: Path, measured: Reference) -> None:
         "labels": measured.labels,
     }
     content = save(tensors, metadata={"id": measured.id, "n": str(measured.moments.n)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    write_bytes(path, content)
 
 
 def _read(path: Path, identity: str, key: dict[str, Any]) -> Reference | None:

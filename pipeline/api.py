@@ -58,6 +58,7 @@ __all__ = [
     "weights_sha256",
 ]
 
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a run, or of a folder that `save_pretrained` wrote, in evaluation mode.
 

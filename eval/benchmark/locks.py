@@ -118,9 +118,7 @@ class Lock:
 
     def _write(self, holder: Holder) -> None:
         assert self.mine is not None
-        aside = self._aside("holder")
-        write_json(aside, asdict(holder))
-        os.replace(aside, self.mine)
+        write_json(self.mine, asdict(holder))
 
     def _newest(self) -> int:
         numbers = [path.suffix[1:] for path in self.folder.glob("lock.*")]

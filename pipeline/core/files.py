@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step, so that no reader ever sees half of it; nothing is left aside where that fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path, "partial")
     with naming(path):
         if path.exists() and not path.is_file():  # /dev/null would become a file
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -120,7 +121,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A path has one writer at a time, so what killed writers left aside is removed. OSError names the path (`naming`).
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path, "partial")
     with naming(path):
         if path.exists() and not path.is_dir():
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -138,12 +139,17 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = _aside(path, "old")
             os.rename(path, old)
             os.rename(aside, path)
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(aside, path)
+
+
+def _aside(path: Path, ending: str) -> Path:
+    """A hidden name beside a path that no process of any machine uses, not even one of the same id in another container."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{ending}")
 
 
 def sha256(path: Path) -> str:

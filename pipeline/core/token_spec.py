@@ -63,18 +63,14 @@ class TokenSpec:
     def from_dict(cls, values: dict[str, Any]) -> TokenSpec:
         """The inverse of `to_dict`; ValueError where the values cannot be those of one."""
         try:
-            return cls._from_values(values)
+            y, x = values["image_size"]
+            return cls(
+                sizes=tuple(int(size) for size in values["sizes"]),
+                scales=tuple((int(h), int(w)) for h, w in values["scales"]),
+                image_size=(int(y), int(x)),
+            )
         except (ArithmeticError, KeyError, TypeError) as error:
             raise ValueError(f"TokenSpec: {type(error).__name__}: {error}") from None
-
-    @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> TokenSpec:
-        y, x = values["image_size"]
-        return cls(
-            sizes=tuple(int(size) for size in values["sizes"]),
-            scales=tuple((int(h), int(w)) for h, w in values["scales"]),
-            image_size=(int(y), int(x)),
-        )
 
     def __str__(self) -> str:
         grids = " + ".join(f"{h}x{w}" for h, w in self.scales)

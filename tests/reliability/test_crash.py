@@ -43,9 +43,34 @@ def changes(commands, under: Path, count: Path, *command: Any) -> int:
     return int(count.read_text())
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A writer at work: `fresh` makes a folder as it was; what a reader sees of it `before` and, when it is done, `after`."""
+
+    name: str
+    commands: Any
+    fresh: Callable[[], Path]
+    before: Any
+    after: Any
+    largest: int  # bytes of a file
+
+    def start(self, folder: Path, **where: int | Path) -> int:
+        """The code that it ends with, where it dies or not at all."""
+        pid = self.commands.start("crash_writers", self.name, folder, environment=dying(folder, **where))
+        return self.commands.wait(pid).code
+
+    def check(self, folder: Path) -> None:
+        """What a reader sees now is whole, and the writer, started again, goes on to its end."""
+        look = WRITERS[self.name].look
+        seen = look(folder)
+        assert seen in (self.before, self.after) or (self.name == "statistics" and seen == self.after[: len(seen)])
+        assert self.start(folder) == 0
+        assert look(folder) == self.after
+
+
 @pytest.fixture(params=WRITERS)
 def writing(request, commands, tmp_path):
-    """A writer's name, a function that makes a folder as it was before, and how often it changes something."""
+    look = WRITERS[request.param].look
 
     def fresh() -> Path:
         folder = tmp_path / "folder"
@@ -54,50 +79,30 @@ def writing(request, commands, tmp_path):
         WRITERS[request.param].prepare(folder)
         return folder
 
-    return request.param, fresh, changes(commands, fresh(), tmp_path / "count", "crash_writers", request.param, fresh())
+    before, folder = look(fresh()), fresh()
+    commands.succeed("crash_writers", request.param, folder)
+    largest = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Writing(request.param, commands, fresh, before, look(folder), largest)
 
 
-def start_writer(commands, name: str, folder: Path, **where: int | Path) -> Callable[[], int]:
-    pid = commands.start("crash_writers", name, folder, environment=dying(folder, **where))
-    return lambda: commands.wait(pid).code
-
-
-def test_no_reader_sees_a_part_whatever_change_was_the_last(writing, commands):
-    name, fresh, count = writing
-    look = WRITERS[name].look
-    before = look(fresh())
-    folder = fresh()
-    assert start_writer(commands, name, folder)() == 0
-    after = look(folder)
-    assert count >= 2 and before != after
+def test_no_reader_sees_a_part_whatever_change_was_the_last(writing, commands, tmp_path):
+    count = changes(commands, writing.fresh(), tmp_path / "count", "crash_writers", writing.name, writing.fresh())
+    assert count >= 2 and writing.before != writing.after
     for event in range(count):
-        folder = fresh()
-        assert start_writer(commands, name, folder, event=event)() == KILLED
-        seen = look(folder)
-        assert seen in (before, after) or (name == "statistics" and seen == after[: len(seen)])
-        assert start_writer(commands, name, folder)() == 0
-        assert look(folder) == after
+        folder = writing.fresh()
+        assert writing.start(folder, event=event) == KILLED
+        writing.check(folder)
         assert not [path for path in folder.rglob(".*") if path.is_dir()], "what a killed writer left is removed"
 
 
-def test_no_reader_sees_a_part_whatever_byte_was_the_last(writing, commands):
-    name, fresh, _ = writing
-    look = WRITERS[name].look
-    before = look(fresh())
-    folder = fresh()
-    assert start_writer(commands, name, folder)() == 0
-    after = look(folder)
-    largest = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def test_no_reader_sees_a_part_whatever_byte_was_the_last(writing):
     deaths = 0
-    for byte in sorted(random.Random(name).sample(range(largest), 6)):
-        folder = fresh()
-        code = start_writer(commands, name, folder, byte=byte)()
+    for byte in sorted(random.Random(writing.name).sample(range(writing.largest), 6)):
+        folder = writing.fresh()
+        code = writing.start(folder, byte=byte)
         deaths += code == TOO_LARGE
         assert code in (0, TOO_LARGE)
-        seen = look(folder)
-        assert seen in (before, after) or (name == "statistics" and seen == after[: len(seen)])
-        assert start_writer(commands, name, folder)() == 0
-        assert look(folder) == after
+        writing.check(folder)
     assert deaths >= 4
 
 
