@@ -80,7 +80,7 @@ def writing(request, commands, tmp_path):
         return folder
 
     before, folder = look(fresh()), fresh()
-    commands.succeed("crash_writers", request.param, folder)
+    commands.succeed("crash_writers", request.param, folder, environment=dying(folder))
     largest = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Writing(request.param, commands, fresh, before, look(folder), largest)
 
