@@ -28,6 +28,7 @@ from stage1_tokenizer.tokenizer import Tokenizer
 
 VALUES_AT_ONCE = 1 << 14
 LARGEST_TABLES = 1 << 28  # numbers: 1 GB
+A_DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
     if dry_run:
         print(f"{tokenizer_path} -> {out}\n{counts}\n{tokenizer.spec}")
         return
-    accelerator = start_accelerator(job.precision, "none", out)
+    # a process whose shards are there waits until the others' are too
+    accelerator = start_accelerator(job.precision, "none", out, patience=A_DAY)
     writer = TokenStoreWriter(out, identity)
     if accelerator.is_main_process:
         writer.open()

@@ -18,14 +18,14 @@ from pipeline.core.data.images import ImageDataset, UnreadableImages, image_batc
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import agreed_signal, gathered, reduced, start_accelerator, start_tracker
+from pipeline.core.launch import agreed_signal, gathered, reduced, require_agreement, start_accelerator, start_tracker
 from pipeline.core.perceptual import load_perceptual
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed
 from pipeline.core.run_folder import RunFolder
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
-from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from pipeline.core.snapshot import load_newest_snapshot, save_snapshot, snapshots
 from pipeline.core.step_guard import Averages, StepGuard, marked, persistent_buffers, step_if
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.guidance import VisionGuide
@@ -46,11 +46,13 @@ def train(config: Stage1Config) -> Path:
     if accelerator.is_main_process:
         run.open(config)
     accelerator.wait_for_everyone()
+    require_agreement(accelerator, settings=to_yaml(config), progress=[finished.exists(), *snapshots(run.snapshots)])
     if finished.exists():
         accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")
         return finished
     interruption = Interruption()
     data = load_data(**config.data)
+    require_agreement(accelerator, data=data.fingerprint)
     dataset = ImageDataset(data.train, config.image_size, config.flip, config.seed)
     unreadable = UnreadableImages(config.max_unreadable)
 

@@ -17,14 +17,21 @@ from pipeline.core.command import Interrupted, Interruption
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
 from pipeline.core.files import new_folder, write_json
-from pipeline.core.launch import agreed_signal, reduced, require_compiler, start_accelerator, start_tracker
+from pipeline.core.launch import (
+    agreed_signal,
+    reduced,
+    require_agreement,
+    require_compiler,
+    start_accelerator,
+    start_tracker,
+)
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed, generator
 from pipeline.core.run_folder import RunFolder
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.shards import full, load_optimizer, spread, whole
-from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
+from pipeline.core.snapshot import load_newest_snapshot, save_snapshot, snapshots
 from pipeline.core.step_guard import Averages, StepGuard, marked, step_if
 from pipeline.core.token_store import TokenStore
 from stage2_prior.config import Stage2Config
@@ -41,6 +48,8 @@ def train(config: Stage2Config) -> Path:
     if accelerator.is_main_process:
         run.open(config)
     accelerator.wait_for_everyone()
+    progress = [finished.exists(), *snapshots(run.snapshots)]
+    require_agreement(accelerator, settings=to_yaml(config), progress=progress, tokens=store.identity)
     if finished.exists():
         accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")
         return finished

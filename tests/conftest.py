@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 PROJECT = Path(__file__).resolve().parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -192,3 +194,12 @@ def runs(chain: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     for file in root.rglob("config.yaml"):
         file.write_text(file.read_text().replace(str(chain.root), str(root)))
     return SimpleNamespace(root=root, **{name: root / name for name in ("tokenizer", "tokens", "maskgit", "ar")})
+
+
+@pytest.fixture(scope="session")
+def sharding() -> dict[str, str]:
+    """What accelerate's launcher tells its processes of the shipped settings."""
+    file = str(PROJECT / "configs/accelerate/fsdp.yaml")
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))
+    environment = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}

@@ -1,6 +1,7 @@
 """What every command does the same way: one line per error, exit codes, and a clean stop on Ctrl-C or SIGTERM.
 
-Exit codes: 0 done · 2 the user can mend it · 130 stopped by SIGINT · 143 stopped by SIGTERM (a snapshot was written first).
+Exit codes: 0 done · 2 the user can mend it · 3 another process of the group is gone · 130 stopped by SIGINT · 143 stopped by
+SIGTERM (a snapshot was written first).
 This module imports nothing heavy, so that `--help` answers at once.
 """
 
@@ -11,6 +12,7 @@ import ctypes
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -65,6 +67,16 @@ def stop_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def lost_process(error: BaseException) -> str | None:
+    """What torch says where another process of the group is gone or late, in short; None for any other error."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "DistError" not in kinds and not ("RuntimeError" in kinds and "/gloo/" in str(error)):
+        return None
+    # without the place in torch's source, and what follows the first sentence
+    said = re.sub(r"^\[[^\]]*(/gloo/|/torch/)[^\]]*\]\s*", "", str(error).strip())
+    return re.split(r"\n|\. ", said)[0][:200]
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit: errors that the user can mend, those of disks too, are one line without a traceback."""
     rank = os.environ.get("RANK", "0")
@@ -85,6 +97,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         said, code = f"error: {place}", 2
     except Interrupted as stop:
         said, code = f"{stop}; run the same command again to go on", stop.exit_code
+    except RuntimeError as error:
+        reason = lost_process(error)
+        if reason is None:
+            raise
+        lost = UserError(f"another process has ended or does not answer ({reason}); see what it said")
+        said, code = f"stopped: {lost}, then run the same command again to go on", 3
     except KeyboardInterrupt:
         said, code = "stopped; run the same command again to go on", 130
     if said:

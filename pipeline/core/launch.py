@@ -5,36 +5,56 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from pipeline.core.command import Interruption
 from pipeline.core.config import to_dict
 from pipeline.core.errors import UserError
+from pipeline.core.rng import derive_seed
 
 Precision = Literal["no", "bf16", "fp16"]
 Tracker = Literal["none", "wandb"]
 
 
 def start_accelerator(
-    precision: Precision, tracker: Tracker, run: Path, idle_parameters: bool = False, shardable: bool = False
+    precision: Precision,
+    tracker: Tracker,
+    run: Path,
+    idle_parameters: bool = False,
+    shardable: bool = False,
+    patience: float = 900,
 ) -> Accelerator:
     """An Accelerator on the GPUs, or on the CPU where there are none; as many processes as the launcher started.
 
-    `idle_parameters`: some parameters may take no part in a step. `shardable`: the launcher may ask for FSDP2. Without an
-    account, wandb works offline and leaves its files in the run's folder.
+    `idle_parameters`: some parameters may take no part in a step. `shardable`: the launcher may ask for FSDP2. `patience`:
+    seconds that a process waits for the others before it gives up; LGQ_TIMEOUT takes its place. Without an account, wandb works
+    offline and leaves its files in the run's folder.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision: fp16 needs a GPU; use bf16 or no")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "launch: DeepSpeed takes the steps itself, so that a step that is not finite could not be left out; "
+            "shard with FSDP2 instead: configs/accelerate/fsdp.yaml"
+        )
     sharding = _sharding(shardable)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate knows no other name
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision,
@@ -42,7 +62,10 @@ def start_accelerator(
         project_dir=run,
         fsdp_plugin=sharding,
         # code statistics are reduced where they are computed, so there are no buffers to broadcast
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=idle_parameters),
+            InitProcessGroupKwargs(timeout=_timeout(patience)),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -81,6 +104,17 @@ def _sharding(shardable: bool) -> FullyShardedDataParallelPlugin | None:
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())  # pyright: ignore[reportArgumentType]
 
 
+def _timeout(patience: float) -> timedelta:
+    given = os.environ.get("LGQ_TIMEOUT", str(patience))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e7:
+        raise UserError(f"LGQ_TIMEOUT: {given}; give the seconds that processes wait for each other, 1 or more, up to 10000000")
+    return timedelta(seconds=seconds, microseconds=1)  # accelerate passes its own default of 600 s not on, and gloo has another
+
+
 def _threads_left_to_the_launcher() -> bool:
     """Whether the one thread is accelerate's choice: its launcher gives a process one where OMP_NUM_THREADS is unset."""
     return os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -94,6 +128,18 @@ def reduced(accelerator: Accelerator, tensor: Tensor, how: Literal["sum", "mean"
 def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The tensors of all processes, equal in shape, one after the other along the first axis."""
     return cast(Tensor, accelerator.gather(tensor))
+
+
+def require_agreement(accelerator: Accelerator, **facts: object) -> None:
+    """UserError, on all processes, that names the facts in which they differ: two trainings would mix, or wait for ever."""
+    mine = torch.tensor([[derive_seed(str(fact)) for fact in facts.values()]], device=accelerator.device)
+    everyone = gathered(accelerator, mine)
+    differing = [name for name, same in zip(facts, (everyone == everyone[0]).all(0).tolist(), strict=True) if not same]
+    if differing:
+        raise UserError(
+            f"launch: processes differ in {', '.join(differing)}; start the same command everywhere, and let all machines see "
+            "the run's folder and the data on a disk that they share"
+        )
 
 
 def agreed_signal(accelerator: Accelerator, interruption: Interruption, step: int) -> int:

@@ -1,6 +1,6 @@
 """Numbers that are not finite, put into a training (RUN_BEFORE of the command server).
 
-FAULT says where: "loss" (of a step), "gradient" (of one parameter), "weight" (for good) or "discriminator" (its loss);
+FAULT says where: "loss" (of a step), "gradient" (one number of it), "weight" (for good) or "discriminator" (its loss);
 FAULT_STEPS in which steps of this process, counted from 0; FAULT_RANK in which process; FAULT_VALUE what.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import os
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from stage1_tokenizer import training
 from stage1_tokenizer.objective import TokenizerObjective
@@ -25,19 +26,26 @@ def spoilt(forward):
         step, done = done, done + 1
         if not (HERE and step in STEPS):
             return forward(model, *inputs)
-        parameter = max(model.parameters(), key=lambda weight: weight.requires_grad * weight.numel())
+        here = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]  # whole ones
+        parameter = max(here, key=lambda weight: weight.requires_grad * weight.numel())
         if KIND == "weight":
             with torch.no_grad():
-                parameter[(0,) * parameter.ndim] = VALUE
+                parameter.copy_(with_first(parameter, VALUE))
         out = forward(model, *inputs)
         if KIND == "gradient":
-            handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * VALUE)[1])
+            handle = parameter.register_hook(lambda gradient: (handle.remove(), with_first(gradient, VALUE))[1])
         if KIND != "loss":
             return out
         # added, so that only the value is spoilt, not the gradient
         return out + VALUE if isinstance(out, torch.Tensor) else dataclasses.replace(out, loss=out.loss + VALUE)
 
     return spoiling
+
+
+def with_first(tensor, value):
+    tensor = tensor.clone()
+    tensor[(0,) * tensor.ndim] = value
+    return tensor
 
 
 def hinge_loss(real, fake, plain=training.hinge_loss):

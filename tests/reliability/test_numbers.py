@@ -93,6 +93,18 @@ def test_processes_leave_out_a_step_together(commands, training, tmp_path):
     assert changed(run, 4) == set() and len(changed(run, 5)) > 10
 
 
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("prior", ["maskgit", pytest.param("ar", marks=pytest.mark.slow)])
+def test_shards_leave_out_a_step_together(chain, commands, settings, sharding, tmp_path, prior, kind):
+    # of the second process alone; the first number of a gradient is in the first one's shard alone
+    run = tmp_path / "run"
+    command = (STAGE2, f"run={run}", f"tokens={chain.tokens}", f"prior={prior}", *settings.stage2, *EVERY_STEP)
+    environment = sharding | fault(kind, "4", FAULT_RANK="1")
+    commands.together(2, *command, "validate_every=64", environment=environment)
+    assert [record.get("bad_steps", 0) for record in stats(run)] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert changed(run, 4) == set() and len(changed(run, 3)) > 10 and len(changed(run, 5)) > 10
+
+
 def test_a_discriminator_is_spared_too(commands, settings, tmp_path):
     run = tmp_path / "run"
     command = (STAGE1, f"run={run}", *settings.stage1, "loss.gan_start=0.25", *EVERY_STEP)

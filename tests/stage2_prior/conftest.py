@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 
 from stage2_prior.logits import TensorLogits
 from stage2_prior.priors import build_prior
 
 torch.set_num_threads(1)
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 SCALES = {"var": [[1, 1], [1, 3], [3, 4]]}  # sixteen tokens for every prior, in as many scales as it needs
 
@@ -106,12 +101,3 @@ class ToyJoint:
 @pytest.fixture
 def toy():
     return ToyJoint()
-
-
-@pytest.fixture(scope="module")
-def sharding() -> dict[str, str]:
-    """What accelerate's launcher tells its processes of the shipped settings."""
-    file = str(PROJECT / "configs/accelerate/fsdp.yaml")
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))
-    environment = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
