@@ -162,6 +162,6 @@ def test_python_examples_parse_and_import_names_that_exist(page):
 def test_accelerate_understands_its_configurations(file):
     config = load_config_from_file(str(file))
     assert isinstance(config, ClusterConfig)
-    processes = {"one_process": 1, "one_gpu": 1, "two_cpu_processes": 2, "eight_gpus": 8, "fsdp": 8}
+    processes = {"one_process": 1, "one_gpu": 1, "two_cpu_processes": 2, "eight_gpus": 8, "fsdp": 8, "two_machines": 16}
     assert config.num_processes == processes[file.stem]
     assert yaml.safe_load(file.read_text())["mixed_precision"] == "no"  # ours decides

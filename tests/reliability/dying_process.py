@@ -1,4 +1,4 @@
-"""Ends one process of a training in the middle of a step, after its forward pass (RUN_BEFORE of the command server).
+"""Ends one process of a training, after the forward pass of a step, or of an encoding (RUN_BEFORE of the command server).
 
 DEATH says how: "kill" (as `kill -9`), "raise" (an error of the program), "refuse" (one that the user can mend) or "stop" (it
 answers no more, but lives); DEATH_STEP in which step of this process, counted from 0; DEATH_RANK which process.
@@ -9,6 +9,7 @@ import signal
 
 from pipeline.core.errors import UserError
 from stage1_tokenizer.objective import TokenizerObjective
+from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.priors import PRIORS
 
 HOW, STEP = os.environ["DEATH"], int(os.environ["DEATH_STEP"])
@@ -36,5 +37,6 @@ def end():
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[HOW])
 
 
+setattr(Tokenizer, "encode", dying(Tokenizer.encode))  # noqa: B010
 for kind in (TokenizerObjective, *PRIORS.values()):
     setattr(kind, "forward", dying(kind.forward))  # noqa: B010

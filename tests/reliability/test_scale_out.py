@@ -191,6 +191,13 @@ def test_a_run_goes_on_with_another_number_of_processes(trainings, note, tmp_pat
     note("resumed", name, require_same_training(training.finish(run, 4), one))
 
 
+def test_a_process_whose_others_never_come_says_so(trainings, tmp_path):
+    training, _ = trainings("maskgit")
+    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    (alone,) = training.ended(tmp_path / "run", 1, environment={**group, "ACCELERATE_USE_CPU": "true", "LGQ_TIMEOUT": "1"})
+    assert alone.code == 3 and alone.error_lines[-1].startswith(LOST) and alone.error_lines[-1].endswith(REMEDY), alone.err
+
+
 def rows(store: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     opened = TokenStore(store)
     return {split: opened.batch(split, range(opened.images(split))) for split in opened.splits}
@@ -203,6 +210,18 @@ def test_processes_encode_every_image_once(chain, commands, tmp_path, processes)
     commands.together(processes, *encode, "--out", tmp_path / "tokens")
     expected = rows(chain.tokens)
     assert [len(expected[split][0]) for split in ("train", "validation")] == [120, 60]
+    for split, found in rows(tmp_path / "tokens").items():
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected[split], strict=True))
+
+
+def test_encoding_goes_on_with_another_number_of_processes_when_one_was_killed(chain, commands, tmp_path):
+    encode = ("pipeline.tokenize_dataset", "--tokenizer", chain.tokenizer, "--shard-images", 16, "--batch-size", 16)
+    command = (*encode, "--out", tmp_path / "tokens")
+    pids = commands.start_group(2, *command, environment=dying("kill", 5, rank=0))  # in its third shard
+    require_lost([commands.wait(pid) for pid in pids], 0, -signal.SIGKILL)
+    assert len(list((tmp_path / "tokens").rglob("*.arrow"))) >= 2
+    commands.together(4, *command)
+    expected = rows(chain.tokens)
     for split, found in rows(tmp_path / "tokens").items():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected[split], strict=True))
 

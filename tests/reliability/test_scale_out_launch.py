@@ -27,17 +27,17 @@ class Launchers:
     """Starts `accelerate launch` on the CPU, once per machine; ends what is left of them at the end."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, environment
+        self.folder, self.environment = folder, environment | {"ACCELERATE_USE_CPU": "true"}
         self.started: list[subprocess.Popen[bytes]] = []
         self.workers: dict[str, psutil.Process] = {}  # by their ranks
 
-    def start(self, machines: int, processes: int, script: str, *arguments: str) -> list[subprocess.Popen[bytes]]:
+    def start(self, config: str, machines: int, processes: int, script: str, *arguments: str) -> list[subprocess.Popen[bytes]]:
         """Launch as many processes in all, an equal part of them on every machine."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
-        command += ["--config_file=configs/accelerate/two_cpu_processes.yaml", f"--main_process_port={port}"]
+        command += [f"--config_file=configs/accelerate/{config}.yaml", f"--main_process_port={port}"]
         launched = []
         for machine in range(machines):
             which = [f"--num_machines={machines}", f"--machine_rank={machine}", "--main_process_ip=127.0.0.1"]
@@ -82,22 +82,32 @@ def stats(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
-def test_two_machines_learn_what_one_process_learns(chain, commands, settings, launchers, note, tmp_path):
+@pytest.mark.parametrize(
+    "config, processes, script, how",
+    [
+        ("two_machines", 2, STAGE2, ""),
+        ("two_machines", 4, STAGE1, "micro_batch=1"),
+        ("fsdp", 2, STAGE2, "micro_batch=3"),
+    ],
+)
+def test_two_machines_learn_what_one_process_learns(
+    chain, commands, settings, launchers, note, tmp_path, config, processes, script, how
+):
     prior = [f"tokens={chain.tokens}", "prior=maskgit", *settings.stage2, *SHORT, "validate_every=32"]
     tokenizer = [*settings.stage1, *SHORT, "loss.gan_start=0.25"]
-    for script, arguments, processes in ((STAGE2, prior, 2), (STAGE1, [*tokenizer, "micro_batch=1"], 4)):
-        name = f"2 machines, {processes} processes: {script}"
-        note("launched", name, None)
-        run, one = tmp_path / f"{processes}", tmp_path / f"{processes}-one"
-        launchers.finish(2, processes, script, f"run={run}", *arguments)
-        commands.succeed(script[:-3].replace("/", "."), f"run={one}", *arguments)
-        worst = 0.0
-        for ours, theirs in zip(stats(run), stats(one), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
-            worst = max(worst, *(abs(ours[key] - theirs[key]) / (abs(theirs[key]) + 0.01) for key in theirs))
-        for key, value in stats(one)[0].items():
-            assert stats(run)[0][key] == pytest.approx(value, rel=1e-5)
-        note("launched", name, {"largest relative difference": float(f"{worst:.2g}")})
+    arguments = [*(prior if script == STAGE2 else tokenizer), *filter(None, [how])]
+    name = f"2 machines, {processes} processes, {config}.yaml: {script} {how}".strip()
+    note("launched", name, None)
+    run, one = tmp_path / "run", tmp_path / "one"
+    launchers.finish(config, 2, processes, script, f"run={run}", *arguments)
+    commands.succeed(script[:-3].replace("/", "."), f"run={one}", *arguments)
+    worst = 0.0
+    for ours, theirs in zip(stats(run), stats(one), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+        worst = max(worst, *(abs(ours[key] - theirs[key]) / (abs(theirs[key]) + 0.01) for key in theirs))
+    for key, value in stats(one)[0].items():
+        assert stats(run)[0][key] == pytest.approx(value, rel=1e-5, abs=1e-7)
+    note("launched", name, {"largest relative difference": float(f"{worst:.2g}")})
 
 
 DEATHS = [(1, "worker"), (2, "worker"), (2, "launcher")]
@@ -109,7 +119,8 @@ def test_all_end_when_one_dies_and_it_goes_on(chain, commands, settings, launche
     note("launched", name, None)
     run = tmp_path / "run"
     arguments = [f"tokens={chain.tokens}", "prior=maskgit", *settings.stage2, *LONG]
-    started = launchers.start(machines, 2, STAGE2, f"run={run}", *arguments)
+    launch = ("two_machines" if machines > 1 else "two_cpu_processes", machines, 2, STAGE2, f"run={run}", *arguments)
+    started = launchers.start(*launch)
     commands.poll(lambda: any(run.glob("snapshots/[0-9]*[0-9]")), 300)
     launchers.find_workers()
     workers = list(launchers.workers.values())
@@ -128,7 +139,7 @@ def test_all_end_when_one_dies_and_it_goes_on(chain, commands, settings, launche
     assert not (run / "prior").exists(), "it died too late to show anything"
     at_death = max(int(path.name) for path in run.glob("snapshots/[0-9]*[0-9]"))
 
-    launchers.finish(machines, 2, STAGE2, f"run={run}", *arguments)
+    launchers.finish(*launch)
     commands.together(2, "stage2_prior.train", f"run={tmp_path / 'straight'}", *arguments)
     for file in ("stats.jsonl", "prior/diffusion_pytorch_model.safetensors"):
         assert (run / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()

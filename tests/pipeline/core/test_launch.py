@@ -85,3 +85,40 @@ def test_launches_that_would_train_twice_are_refused(monkeypatch, tmp_path):
 def test_fp16_needs_a_gpu(tmp_path):
     with pytest.raises(UserError, match="precision: fp16 needs a GPU; use bf16 or no"):
         start_accelerator("fp16", "none", tmp_path)
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-5", "nan", "1e9"])
+def test_a_time_to_wait_is_a_number_of_seconds(monkeypatch, tmp_path, seconds):
+    monkeypatch.setenv("LGQ_TIMEOUT", seconds)
+    with pytest.raises(UserError, match=f"LGQ_TIMEOUT: {seconds}; give the seconds that processes wait for each other"):
+        start_accelerator("no", "none", tmp_path)
+
+
+def test_deepspeed_is_refused_for_what_does_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"DeepSpeed takes the steps itself.*configs/accelerate/fsdp.yaml"):
+        start_accelerator("no", "none", tmp_path, shardable=True)
+
+
+GLOO = "[/__w/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1. This may indicate\nmore"
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError(GLOO), "Connection closed by peer [127.0.0.1]:1"),
+        (torch.distributed.DistStoreError("Timed out after 3 seconds"), "Timed out after 3 seconds"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), "NCCL error: remote process exited"),
+    ],
+)
+def test_a_lost_process_is_told_in_one_line(capsys, monkeypatch, error, reason):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(error))
+    said = f"process 1: stopped: another process has ended or does not answer ({reason}); see what it said, then run the same "
+    assert (stop.value.code, capsys.readouterr().err) == (3, said + "command again to go on\n")
+
+
+def test_any_other_error_of_torch_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(raising(RuntimeError("shapes")))
