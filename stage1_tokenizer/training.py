@@ -262,7 +262,8 @@ def match_layouts(optimizer: torch.optim.Optimizer) -> None:
 def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, config: Stage1Config, accelerator: Accelerator) -> None:
     """Let the quantizer start from latents of the first images: four for every code, from about 4096 images at most.
 
-    Whole batches, in stretches of consecutive images per process: the same latents in the same order for any number of them.
+    Whole batches, in stretches of consecutive images per process: the same latents in the same order for any number of them,
+    bit for bit, since starts look for distinct ones.
     """
     wanted = min(4096, -(-4 * max(tokenizer.spec.sizes) // tokenizer.spec.t))
     rows, left = divmod(config.batch_size, accelerator.num_processes)
@@ -272,8 +273,8 @@ def initialize_codes(tokenizer: Tokenizer, dataset: ImageDataset, config: Stage1
     start = share * accelerator.process_index
     latents = []
     for batch in image_batches(dataset, start, start + share, rows):
-        for images in batch["image"].split(config.micro_batch or rows):
-            latents.append(tokenizer.latents(images.to(accelerator.device).float() / 127.5 - 1))
+        for image in batch["image"].split(1):  # in batches of several sizes its latents round differently: copies would differ
+            latents.append(tokenizer.latents(image.to(accelerator.device).float() / 127.5 - 1))
     tokenizer.quantizer.initialize(torch.cat(latents))
 
 

@@ -93,7 +93,7 @@ def test_processes_leave_out_a_step_together(commands, training, tmp_path):
     assert changed(run, 4) == set() and len(changed(run, 5)) > 10
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", [pytest.param("loss", marks=pytest.mark.slow), "gradient"])
 @pytest.mark.parametrize("prior", ["maskgit", pytest.param("ar", marks=pytest.mark.slow)])
 def test_shards_leave_out_a_step_together(chain, commands, settings, sharding, tmp_path, prior, kind):
     # of the second process alone; the first number of a gradient is in the first one's shard alone
