@@ -5,7 +5,7 @@
  "metrics": {"fd": {"label": "gFD (EfficientNet-Lite0)", "value": 61.2, "standard_error": 0.8, "n": 2048,
                     "floor": 40.3, "better": "lower", "unit": ""}, ...},
  "extractor": {...}, "reference": {...}, "inputs": {...}, "details": {...}, "pictures": {...},
- "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
+ "recipe": {...}, "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Result:
     part: what was evaluated: a "yardstick" (real images, or a copy of them that is spoilt in a known way), the "reconstruction"
     of a tokenizer (in a benchmark the "tokenizer": this and what else is known of it), or the "generation" of a prior.
     inputs: everything that decides the numbers (hashes, seeds, options); equal inputs need no second evaluation.
+    recipe: all settings that it takes to make it again from the images (`pipeline.reproduce`); empty where a `job.json` beside
+    has them, and in files of before.
     details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
     """
 
@@ -66,6 +68,7 @@ class Result:
     command: list[str]
     started: str
     seconds: float
+    recipe: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
 
