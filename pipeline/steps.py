@@ -36,13 +36,17 @@ def run_steps(steps: Sequence[Step], dry_run: bool = False) -> None:
             _run(step)
 
 
+def words(step: Step) -> list[str]:
+    """What this interpreter is given for a command, from whatever folder it runs in."""
+    given = step.command
+    given = ["-m", "accelerate.commands.launch", *given[2:]] if given[0] == "accelerate" else given[1:]
+    given = [re.sub("^--config_file=configs/", f"--config_file={PROJECT}/configs/", word) for word in given]
+    return [str(PROJECT / word) if word.endswith(".py") else word for word in given]
+
+
 def _run(step: Step) -> None:
-    words = step.command
-    words = ["-m", "accelerate.commands.launch", *words[2:]] if words[0] == "accelerate" else words[1:]
-    words = [re.sub("^--config_file=configs/", f"--config_file={PROJECT}/configs/", word) for word in words]
-    words = [str(PROJECT / word) if word.endswith(".py") else word for word in words]
     environment = os.environ | ({"OMP_NUM_THREADS": str(step.threads)} if step.threads else {})
-    result = subprocess.run([sys.executable, *words], check=False, env=environment)
+    result = subprocess.run([sys.executable, *words(step)], check=False, env=environment)
     if result.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
         raise Interrupted(signal.SIGINT)
     if result.returncode:
