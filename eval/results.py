@@ -53,9 +53,9 @@ class Result:
     part: what was evaluated: a "yardstick" (real images, or a copy of them that is spoilt in a known way), the "reconstruction"
     of a tokenizer (in a benchmark the "tokenizer": this and what else is known of it), or the "generation" of a prior.
     inputs: everything that decides the numbers (hashes, seeds, options); equal inputs need no second evaluation.
+    details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
     recipe: all settings that it takes to make it again from the images (`pipeline.reproduce`); empty where a `job.json` beside
     has them, and in files of before.
-    details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
     """
 
     name: str
@@ -68,9 +68,9 @@ class Result:
     command: list[str]
     started: str
     seconds: float
-    recipe: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def write_result(folder: Path, result: Result) -> Path:
