@@ -53,6 +53,11 @@ class TokenIdentity:
     class_ids: list[str]
     groups: list[str]
 
+    @property
+    def precision(self) -> str:
+        """Of the encoder; the last word of the preprocessing."""
+        return self.preprocessing.rpartition(" ")[2]
+
 
 class TokenStore:
     """A finished store, read-only. `identity` says what the tokens are, `spec` how they are laid out.
