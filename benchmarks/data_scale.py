@@ -143,7 +143,8 @@ def first_start(images: int, work: Path) -> list[Row]:
     """Listing a folder that was never seen."""
     rows: list[Row] = []
     with measured(rows, "list"):
-        load_data("folder", path=str(work / "tree"))
+        data = load_data("folder", path=str(work / "tree"))
+    assert len(data.train) == images  # and the files are still mapped when their pages are counted
     return rows
 
 
@@ -187,7 +188,8 @@ def store(images: int, work: Path) -> list[Row]:
             index = torch.arange(shard.start, shard.stop)
             tokens = torch.randint(SPEC["sizes"][0], (2, len(index), 64, 1))
             writer.write(shard.split, shard.number, tokens[0], tokens[1], index % CLASSES, index)
-        writer.finish([])
+        written = writer.finish([])
+    assert written.images("train") == images
     with measured(rows, "open store"):
         opened = TokenStore(work / "tokens")
     with measured(rows, "epoch of store"):

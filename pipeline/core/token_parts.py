@@ -32,6 +32,8 @@ from pipeline.core.token_store import (
     shards_of,
 )
 
+MOST_SHARDS = 1_000_000  # of a split: what names more is damaged
+
 
 @dataclass(frozen=True)
 class TokenPart:
@@ -57,6 +59,8 @@ def read_part(path: Path) -> TokenPart:
     try:
         images = {split: int(marked["images"][split]) for split in SPLITS}
         unreadable = [str(name) for name in marked["unreadable"]]
+        if not all(0 <= count <= MOST_SHARDS * identity.shard_images for count in images.values()):
+            raise ValueError(images)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path / PART}: damaged; delete it and run the part's command again") from None
     folders = [folder for split in SPLITS for folder in shard_folders(path / split, empty=True).values()]

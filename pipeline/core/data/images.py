@@ -70,7 +70,8 @@ class _Pixels:
 
     def __init__(self, split: datasets.Dataset, image_size: int, keep: bool = True):
         self.split, self.image_size = split, image_size
-        self.labels = np.asarray(split.with_format("numpy")["label"][:], dtype=np.int64)
+        # as Arrow: `datasets` would make a Python object of every label on the way to numpy
+        self.labels = split.select_columns("label").with_format("arrow")[:]["label"].to_numpy().astype(np.int64, copy=False)
         n = len(self.labels)
         self.kept = None
         if keep and n * image_size**2 * 3 <= MEMORY_LIMIT:

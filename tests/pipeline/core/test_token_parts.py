@@ -134,6 +134,8 @@ def misplaced(part: Path) -> None:
 SPOILT = {  # the second of three parts: shards 1 and 4 of training, 1 of validation
     "not finished": (lambda part: (part / "part.json").unlink(), "part2: no finished part"),
     "damaged": (edit("part.json", images=[]), "part.json: damaged"),
+    "of more images than there are": (edit("part.json", images={"train": 10**400, "validation": 1}), "part.json: damaged"),
+    "of shards without images": (edit("identity.json", shard_images=0), "part.json: damaged"),
     "another tokenizer": (
         edit("identity.json", tokenizer_sha256="def", mirrored=False),
         r"part2: has another tokenizer_sha256, mirrored \(abc, not def\) than .*part1; leave it out",
