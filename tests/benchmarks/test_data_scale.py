@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from benchmarks import data_scale
 from benchmarks.data_scale import failures, first_start, grow, growth, store
@@ -10,7 +14,8 @@ from benchmarks.data_scale_plot import draw
 from pipeline.core.data import listing
 from pipeline.core.files import read_json
 
-RESULT = Path(__file__).resolve().parents[2] / "results/data_scale.json"
+PROJECT = Path(__file__).resolve().parents[2]
+RESULT = PROJECT / "results/data_scale.json"
 WORK = ["list", "list again", "train order", "tokenize", "write store", "open store", "epoch of store"]
 
 
@@ -48,3 +53,10 @@ def test_a_small_curve_is_measured_and_drawn(tmp_path, monkeypatch):
     assert all(row[name] >= 0 for row in rows for name in ("private_mb", "mapped_mb", "seconds"))
     draw({"rows": rows, "device": "a CPU"}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_curve_measured_here_is_flat_too(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.data_scale", "--work", str(tmp_path), "--out", str(tmp_path / "curve.json")]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
