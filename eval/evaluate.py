@@ -27,7 +27,7 @@ from eval.parts import (
     sampling_options,
     validation_images,
 )
-from eval.recording import Recorder
+from eval.recording import Recorder, recipe
 from eval.results import FILE, read_result
 from pipeline.api import (
     find_runs,
@@ -59,10 +59,11 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     priors = _beside(path) if request.priors is None else request.priors
     out = request.out or path.parent / "eval"
     tokenizer = load_tokenizer(path)
-    generators = {name: load_pipeline(prior) for name, prior in _named(priors).items()}
+    runs = _named(priors)
+    generators = {name: load_pipeline(prior) for name, prior in runs.items()}
     data = training_data(path)
     hashes = {"tokenizer": weights_sha256(tokenizer_folder(path))}
-    hashes |= {name: weights_sha256(prior_folder(prior)) for name, prior in _named(priors).items()}
+    hashes |= {name: weights_sha256(prior_folder(prior)) for name, prior in runs.items()}
     for prior in priors:
         used = read_json(prior_folder(prior) / "tokens.json")["tokenizer_sha256"]
         if used != hashes["tokenizer"]:
@@ -76,20 +77,21 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     tokenizer.to(device)  # pyright: ignore[reportArgumentType]
 
     recorder = Recorder(out, judge)
-    recorder.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder))
-    recorder.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge))
-    recorder.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge))
+    made = recipe(request.config, path)
+    recorder.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder), made)
+    recorder.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge), made)
+    recorder.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge), made)
     floor = read_result(out / "real" / FILE).metrics
     inputs: dict[str, Any] = {"tokenizer_sha256": hashes["tokenizer"]}
     measure = lambda folder: reconstruction(judge, tokenizer, folder)  # noqa: E731
-    recorder.part("reconstruction", path.name, "reconstruction", inputs, measure)
-    recorder.part("decoded", "Decoded copy", "yardstick", inputs, lambda folder: decoded_copy(judge, tokenizer))
+    recorder.part("reconstruction", path.name, "reconstruction", inputs, measure, made)
+    recorder.part("decoded", "Decoded copy", "yardstick", inputs, lambda folder: decoded_copy(judge, tokenizer), made)
     for name, model in generators.items():
         model.to(device)
         inputs = {"prior_sha256": hashes[name], "tokenizer_sha256": hashes["tokenizer"]}
         inputs |= {"sampling": dataclasses.asdict(options[name])}
         measure = lambda folder: generation(judge, model, options[name], floor, folder)  # noqa: B023, E731
-        recorder.part(name, name, "generation", inputs, measure)
+        recorder.part(name, name, "generation", inputs, measure, recipe(request.config, path, runs[name]))
     print(f"{out}: evaluated; python -m eval.report {out.parent} makes a page of it")
 
 

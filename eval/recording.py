@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from eval.config import EvalConfig
 from eval.features import VERSION
 from eval.judge import Judge
 from eval.parts import SAMPLING, Part
 from eval.results import FILE, Result, is_finished, write_result
+from pipeline.api import prior_folder, tokenizer_folder, weights_sha256
 from pipeline.core.config import to_dict
+from pipeline.core.files import read_json
 from pipeline.core.run_folder import versions
+from pipeline.core.token_store import read_identity
 
 NOT_DECISIVE = {"weights", *SAMPLING.values()}  # of the configuration: the extractor and a part's own inputs say them
 
@@ -26,7 +31,15 @@ class Recorder:
     def __init__(self, out: Path, judge: Judge) -> None:
         self.out, self.judge = out, judge
 
-    def part(self, folder: str, name: str, kind: str, inputs: dict[str, Any], measure: Callable[[Path], Part]) -> None:
+    def part(
+        self,
+        folder: str,
+        name: str,
+        kind: str,
+        inputs: dict[str, Any],
+        measure: Callable[[Path], Part],
+        recipe: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Measure into a folder, unless it holds the result of the same inputs: these and what the judge compares with."""
         place = self.out / folder
         inputs = {
@@ -54,7 +67,29 @@ class Recorder:
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 1),
+            recipe=dict(recipe),
             details=found.details,
             pictures=found.pictures,
         )
         write_result(place, result)
+
+
+def recipe(config: EvalConfig, tokenizer: Path, prior: Path | None = None) -> dict[str, Any]:
+    """All that it takes to make an evaluation again from the images: the settings of the trainings, of the tokens, and its own.
+
+    `tokenizer`, `prior`: folders of runs or of models; one that does not say how it was trained (of before, of elsewhere) has
+    no settings here.
+    """
+    made = {"tokenizer": trained(tokenizer_folder(tokenizer)), "evaluation": to_dict(config)}
+    if prior is not None:
+        identity = read_identity(prior_folder(prior) / "tokens.json")
+        tokens = {name: getattr(identity, name) for name in ("data", "mirrored", "shard_images", "precision")}
+        made |= {"tokens": tokens, "prior": trained(prior_folder(prior))}
+    return made
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """How a model was trained, and the hash of its weights."""
+    origin = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+    known = {name: origin[name] for name in ("data", "config", "versions") if name in origin}
+    return {**known, "weights_sha256": weights_sha256(folder)}

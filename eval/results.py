@@ -5,7 +5,7 @@
  "metrics": {"fd": {"label": "gFD (EfficientNet-Lite0)", "value": 61.2, "standard_error": 0.8, "n": 2048,
                     "floor": 40.3, "better": "lower", "unit": ""}, ...},
  "extractor": {...}, "reference": {...}, "inputs": {...}, "details": {...}, "pictures": {...},
- "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
+ "recipe": {...}, "versions": {...}, "command": [...], "started": "...", "seconds": 12.3}
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Result:
     of a tokenizer (in a benchmark the "tokenizer": this and what else is known of it), or the "generation" of a prior.
     inputs: everything that decides the numbers (hashes, seeds, options); equal inputs need no second evaluation.
     details: what the report shows beside the numbers (code counts, names, steps); pictures: file names beside result.json.
+    recipe: all settings that it takes to make it again from the images (`pipeline.reproduce`); empty where a `job.json` beside
+    has them, and in files of before.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Result:
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def write_result(folder: Path, result: Result) -> Path:

@@ -53,7 +53,7 @@ def generation_rows(shown: Mapping[str, Result]) -> list[Row]:
         metrics = [result.metrics.get(name) for result in columns]
         found = next(metric for metric in metrics if metric)
         priors = [result for result in columns if result.part == "generation" and name in result.metrics]
-        best = ranked(priors, name)[0] if len(priors) > 1 else None
+        best = ranked(priors, name)[0] if len(priors) > 1 and found.better != "neither" else None
         cells = [
             metric and {**_cell(metric), "best": best is result, "quiet": result.part == "yardstick"}
             for metric, result in zip(metrics, columns, strict=True)

@@ -17,12 +17,12 @@ from pipeline.core.config import to_yaml
 from pipeline.core.data.images import ImageDataset, UnreadableImages, image_batches
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, write_json
+from pipeline.core.files import new_folder
 from pipeline.core.launch import agreed_signal, gathered, reduced, start_accelerator, start_tracker
 from pipeline.core.perceptual import load_perceptual
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed
-from pipeline.core.run_folder import RunFolder
+from pipeline.core.run_folder import RunFolder, write_origin
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
@@ -308,7 +308,7 @@ def export(tokenizer: Tokenizer, folder: Path, config: Stage1Config, fingerprint
     tokenizer.eval()
     with new_folder(folder) as aside:
         tokenizer.save_pretrained(aside)
-        write_json(aside / "training.json", {"run": config.run, "data": config.data, "data_fingerprint": fingerprint})
+        write_origin(aside, config, data=config.data, data_fingerprint=fingerprint)
 
 
 def dry_run(config: Stage1Config) -> str:

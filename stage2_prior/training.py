@@ -20,7 +20,7 @@ from pipeline.core.files import new_folder, write_json
 from pipeline.core.launch import agreed_signal, reduced, require_compiler, start_accelerator, start_tracker
 from pipeline.core.progress import progress_bar
 from pipeline.core.rng import derive_seed, generator
-from pipeline.core.run_folder import RunFolder
+from pipeline.core.run_folder import RunFolder, write_origin
 from pipeline.core.running_means import RunningMeans
 from pipeline.core.schedule import cosine_with_warmup, crossed, set_learning_rate
 from pipeline.core.shards import full, load_optimizer, spread, whole
@@ -214,7 +214,7 @@ def export(prior: Prior, folder: Path, config: Stage2Config, store: TokenStore) 
     with new_folder(folder) as aside:
         prior.save_pretrained(aside)
         write_json(aside / "tokens.json", asdict(store.identity))
-        write_json(aside / "training.json", {"run": config.run, "tokens": config.tokens})
+        write_origin(aside, config, tokens=config.tokens)
 
 
 def dry_run(config: Stage2Config) -> str:

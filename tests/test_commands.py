@@ -24,6 +24,7 @@ SCRIPTS = [
     ["-m", "pipeline.compress"],
     ["-m", "pipeline.export"],
     ["-m", "pipeline.demo"],
+    ["-m", "pipeline.reproduce"],
 ]
 
 

@@ -24,6 +24,7 @@ OWN = {
     "guidance": "guidance scales",
     "curve_images": "images per guidance scale",
 }
+SPEED = ("lookahead",)  # sampling options that say how fast: the samples are the same
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def collect(folder: Path) -> Benchmark:
         _agree_in_metrics(found)
     for found in (tokenizers, *_by_prior(generations)):
         for key, words in OWN.items():
-            _agree(found, words, lambda result, key=key: result.inputs.get(key))
+            _agree(found, words, lambda result, key=key: _own(result, key))
     if len(yardsticks) > 1:
         raise UserError(f"{', '.join(map(str, yardsticks))}: more than one yardstick; keep that of these jobs")
     contract = read_json(folder / CONTRACT) if (folder / CONTRACT).exists() else {}
@@ -225,6 +226,11 @@ def _shared(result: Result) -> dict[str, Any]:
     if isinstance(shared.get("config"), dict):
         shared["config"] = {key: value for key, value in shared["config"].items() if key not in NOT_DECISIVE}
     return shared
+
+
+def _own(result: Result, key: str) -> Any:
+    value = result.inputs.get(key)
+    return {name: option for name, option in value.items() if name not in SPEED} if isinstance(value, dict) else value
 
 
 def _difference(a: Any, b: Any) -> str:

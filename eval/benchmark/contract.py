@@ -115,10 +115,11 @@ class Settings:
         Those of measurements have the versions of the code that measures; those of artifacts have none, since the code that
         trains keeps what it does.
         """
-        shared = {"eval": self.evaluation, "version": VERSIONS.get(job.kind, 0), "features_version": FEATURES_VERSION}
+        shared = {"eval": self.evaluation, "images": self.config.images}
+        shared |= {"version": VERSIONS.get(job.kind, 0), "features_version": FEATURES_VERSION}
         if job.method is None or job.bits is None or job.seed is None:
             first = next(iter(self.stage1.values()))
-            return shared | {"data": first.data, "image_size": first.image_size, "images": self.config.images}
+            return shared | {"data": first.data, "image_size": first.image_size}
         inputs: dict[str, Any] = {
             "given": _given(self.config.stage1_settings) | {"options": json.dumps(job.method.options, sort_keys=True)},
             "stage1": _decisive(to_dict(self.stage1[job.method.label, job.bits, job.seed])),
@@ -131,7 +132,6 @@ class Settings:
             "generation": {
                 "guidance": list(self.config.guidance.get(job.prior or "", ())),
                 "curve_images": self.config.curve_images,
-                "images": self.config.images,
             },
         }
         return inputs | (shared | measuring[job.kind] if job.is_measurement else {})

@@ -27,7 +27,6 @@ TRAINING = {"temperature": "Temperature", "purity": "Purity", "loss": "Loss"}
 def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
     """All that the template needs."""
     color = plots.colors(benchmark.labels)
-    chief = [ranking for ranking in verdict["rankings"] if ranking["metric"] == "fd"]
     return {
         "verdict": verdict,
         "facts": verdict["facts"],
@@ -36,10 +35,7 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "cards": cards(verdict),
         "main": main_table(verdict),
         "tables": full_tables(verdict),
-        "rankings": [
-            plots.ranking(row["rows"], _where(row), _floor(benchmark, row), color, TWO_SIDED)
-            for row in sorted(chief, key=lambda row: row["prior"] is None)
-        ],
+        "rankings": [plots.ranking(ranked, color, TWO_SIDED) for ranked in _ranked(benchmark, verdict)],
         "scatters": _scatters(benchmark, verdict, color),
         "guidance": _guidance(benchmark, color),
         "fronts": _fronts(benchmark, verdict, color),
@@ -56,6 +52,19 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "contract": benchmark.contract,
         "provenance": _provenance(benchmark),
     }
+
+
+def picture(benchmark: Benchmark, verdict: Mapping[str, Any]) -> bytes | None:
+    """The rankings by gFD, a column for each budget, as PNG; None where no samples were measured."""
+    found = _ranked(benchmark, verdict, samples_only=True)
+    return plots.overview(found, len(benchmark.bits), plots.colors(benchmark.labels), TWO_SIDED) if found else None
+
+
+def _ranked(benchmark: Benchmark, verdict: Mapping[str, Any], samples_only: bool = False) -> list[plots.Ranked]:
+    """The rankings by FD: of every prior at every budget, then of reconstructions."""
+    rows = sorted((row for row in verdict["rankings"] if row["metric"] == "fd"), key=lambda row: row["prior"] is None)
+    shown = [row for row in rows if row["prior"] is not None or not samples_only]
+    return [plots.Ranked(row["rows"], _where(row), _floor(benchmark, row)) for row in shown]
 
 
 def render(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -39,38 +41,57 @@ def colors(labels: Sequence[str]) -> dict[str, str]:
     return {label: COLORS[number % len(COLORS)] for number, label in enumerate(labels)}
 
 
-def ranking(rows: Sequence[Mapping[str, Any]], title: str, floor: float | None, color: Mapping[str, str], margin: float) -> str:
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking as it is drawn: `rows` from best to worst, and what real images score."""
+
+    rows: Sequence[Mapping[str, Any]]
+    title: str
+    floor: float | None
+
+
+def ranking(ranked: Ranked, color: Mapping[str, str], margin: float) -> str:
     """Methods from best to worst: each seed a dot, a line with `margin` standard errors at the mean, the letters of its
     group.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(SMALL[0], 0.8 + 0.27 * len(rows)))
-        for y, row in enumerate(rows):
-            own = color[row["label"]]
-            error = margin * (row["standard_error"] or 0)
-            axes.plot(
-                [*row["values"].values()], [y] * len(row["values"]), "o", color=own, markersize=4, alpha=0.4, markeredgewidth=0
-            )
-            axes.errorbar(
-                row["mean"],
-                y,
-                xerr=error or None,
-                fmt="|",
-                color=own,
-                markersize=9,
-                markeredgewidth=1.8,
-                capsize=2.5,
-                linewidth=1.4,
-            )
-            axes.annotate(row["letters"], (1, y), xycoords=("axes fraction", "data"), va="center", ha="left", fontsize=8)
-        if floor is not None:
-            axes.set_xlabel(f"real images: {floor:.3g}", fontsize=8)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.6)
-        axes.set_title(title)
+        figure, axes = plt.subplots(figsize=(SMALL[0], 0.8 + 0.27 * len(ranked.rows)))
+        _draw_ranking(axes, ranked, color, margin)
         return as_svg(figure)
+
+
+def overview(rankings: Sequence[Ranked], columns: int, color: Mapping[str, str], margin: float) -> bytes:
+    """The rankings beside each other as one PNG picture, for a page that takes no SVG; those of a column share their axis."""
+    with plt.rc_context(STYLE):
+        rows = -(-len(rankings) // columns)
+        height = 0.75 + 0.25 * max(len(ranked.rows) for ranked in rankings)
+        figure, grid = plt.subplots(rows, columns, figsize=(3.9 * columns, height * rows), sharex="col", squeeze=False)
+        for axes in grid.flat[len(rankings) :]:
+            axes.set_visible(False)
+        for axes, ranked in zip(grid.flat, rankings, strict=False):
+            _draw_ranking(axes, ranked, color, margin)
+        figure.tight_layout(pad=0.8, w_pad=2.5)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=2 * DPI, facecolor="white", metadata={"Software": None})
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def _draw_ranking(axes: Axes, ranked: Ranked, color: Mapping[str, str], margin: float) -> None:
+    for y, row in enumerate(ranked.rows):
+        own, values = color[row["label"]], [*row["values"].values()]
+        axes.plot(values, [y] * len(values), "o", color=own, markersize=4, alpha=0.4, markeredgewidth=0)
+        error = margin * (row["standard_error"] or 0) or None
+        style = {"color": own, "markersize": 9, "markeredgewidth": 1.8, "capsize": 2.5, "linewidth": 1.4}
+        axes.errorbar(row["mean"], y, xerr=error, fmt="|", **style)
+        axes.annotate(row["letters"], (1, y), xycoords=("axes fraction", "data"), va="center", ha="left", fontsize=8)
+    if ranked.floor is not None:
+        axes.set_xlabel(f"real images: {ranked.floor:.3g}", fontsize=8)
+    axes.set_yticks(range(len(ranked.rows)), [row["label"] for row in ranked.rows])
+    axes.set_ylim(len(ranked.rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.6)
+    axes.set_title(ranked.title)
 
 
 def scatter(

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.core.command import run_command
 
 EXAMPLES = """examples:
-  python -m eval.benchmark.report results/benchmark/demo             writes report.html, summary.md and verdict.json there
+  python -m eval.benchmark.report results/benchmark/demo             report.html, summary.md, rankings.png, verdict.json
   python -m eval.benchmark.report results/benchmark/demo --dry-run   prints the headline and what is missing
 
 Made of the result.json files and pictures below the folder, and of nothing else, whether the benchmark is finished or not.
@@ -16,9 +16,9 @@ report.html is one file: pictures and plots are inside, nothing is loaded from a
 
 
 def main() -> None:
-    """Parse the command line, then write the three files."""
+    """Parse the command line, then write the files."""
     parser = argparse.ArgumentParser(
-        description="Judge a benchmark by its result files, and write the verdict as a page, as Markdown and as JSON.",
+        description="Judge a benchmark by its result files; write the verdict as a page, as Markdown, a picture and JSON.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -28,10 +28,10 @@ def main() -> None:
 
     # imported here so that --help and usage errors answer at once
     from eval.benchmark.collect import collect
-    from eval.benchmark.page import gather, headline, render
+    from eval.benchmark.page import gather, headline, picture, render
     from eval.benchmark.summary import summary
     from eval.benchmark.verdict import judge
-    from pipeline.core.files import write_json, write_text
+    from pipeline.core.files import write_bytes, write_json, write_text
 
     benchmark = collect(arguments.folder)
     verdict = judge(benchmark)
@@ -42,6 +42,9 @@ def main() -> None:
         return
     write_json(arguments.folder / "verdict.json", verdict)
     write_text(arguments.folder / "summary.md", summary(verdict))
+    rankings = picture(benchmark, verdict)
+    if rankings is not None:
+        write_bytes(arguments.folder / "rankings.png", rankings)
     page = arguments.folder / "report.html"
     write_text(page, render(gather(benchmark, verdict)))
     print(f"{page.resolve()}: {page.stat().st_size / 2**20:.1f} MiB, open it in a browser")

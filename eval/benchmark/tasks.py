@@ -13,6 +13,7 @@ import torch
 from eval.benchmark.bench import Bench
 from eval.benchmark.config import BenchmarkConfig
 from eval.benchmark.generation import generation
+from eval.benchmark.plan import VERSIONS, Kind
 from eval.benchmark.quality import quality
 from eval.benchmark.yardstick import yardstick
 from eval.config import EvalConfig
@@ -23,7 +24,6 @@ from pipeline.api import load_config, load_pipeline, load_tokenizer, prior_folde
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 
-VERSION = 2  # raise it, and the kind's in plan.VERSIONS, when the same inputs would give other numbers
 SHOWN = {"shown_images": 8, "shown_per_group": 1}  # on each job's sheets, at most: as many as the report lays side by side
 
 
@@ -31,7 +31,7 @@ SHOWN = {"shown_images": 8, "shown_per_group": 1}  # on each job's sheets, at mo
 class Order:
     """What to measure: a run, by its kind; `job` is what the result says of it; `save_images`: a folder for all images."""
 
-    kind: str
+    kind: Kind
     run: Path
     out: Path
     config: BenchmarkConfig
@@ -69,7 +69,7 @@ def measure(order: Order, dry_run: bool = False) -> None:
         return
     judge = Judge(training_data(task.tokenizer), task.image_size, config, "cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(judge, order.config, order.save_images)
-    inputs = {"benchmark_version": VERSION, "job": job, **task.inputs}
+    inputs = {"benchmark_version": VERSIONS[order.kind], "job": job, **task.inputs}
     Recorder(order.out.parent, judge).part(order.out.name, order.out.name, task.part, inputs, lambda out: task.run(bench, out))
 
 
@@ -109,4 +109,4 @@ def _yardstick(order: Order) -> Task:
     return Task("yardstick", order.run, size, {}, yardstick)
 
 
-TASKS: dict[str, Callable[[Order], Task]] = {"quality": _quality, "generation": _generation, "yardstick": _yardstick}
+TASKS: dict[Kind, Callable[[Order], Task]] = {"quality": _quality, "generation": _generation, "yardstick": _yardstick}

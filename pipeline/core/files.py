@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import hashlib
@@ -138,13 +139,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        if path.exists():
+        if not path.exists():
+            os.rename(aside, path)
+        elif _exchange(aside, path):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:  # a file system that cannot: for a moment there is neither
             old = _aside(path, "old")
             os.rename(path, old)
             os.rename(aside, path)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(aside, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot (Linux's local ones can)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _aside(path: Path, ending: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -71,6 +72,12 @@ class RunFolder:
             write_text(self.stats, "".join(json.dumps(record) + "\n" for record in kept))
 
 
+def write_origin(folder: Path, config: Any, **facts: Any) -> None:
+    """Write a finished model's `training.json`: its resolved configuration, what ran it, and facts of its stage."""
+    values = to_dict(config)
+    write_json(folder / "training.json", {"run": values.pop("run"), **facts, "config": values, "versions": versions()})
+
+
 def read_stats(run: Path) -> list[dict[str, Any]]:
     """The records of a run's `stats.jsonl`; a last line cut short by a kill is dropped."""
     file = run / "stats.jsonl"
@@ -84,7 +91,7 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, Any]:
-    """What ran: packages, Python, platform, device and the commit of the code (with a mark if it was changed)."""
+    """What ran: packages, Python, platform, device, threads, processes, and the commit of the code (marked if changed)."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -97,6 +104,8 @@ def versions() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "code": code_version(),
     }
 

@@ -59,6 +59,11 @@ class TokenIdentity:
     class_ids: list[str]
     groups: list[str]
 
+    @property
+    def precision(self) -> str:
+        """Of the encoder; the last word of the preprocessing."""
+        return self.preprocessing.rpartition(" ")[2]
+
 
 @dataclass(frozen=True)
 class Shard:

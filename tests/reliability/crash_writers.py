@@ -15,7 +15,7 @@ import torch
 
 from eval.results import Metric, Result, read_result, write_result
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, write_json
+from pipeline.core.files import new_folder, read_json, write_json
 from pipeline.core.run_folder import RunFolder, read_stats
 from pipeline.core.snapshot import load_newest_snapshot, save_snapshot
 from pipeline.core.token_store import TokenIdentity, TokenStore, TokenStoreWriter
@@ -107,9 +107,17 @@ def first_log(folder: Path) -> None:
 
 def model(folder: Path) -> None:
     if not (folder / "model").exists():
-        with new_folder(folder / "model") as aside:
-            write_json(aside / "config.json", {"a": 1})
-            write_json(aside / "weights.json", list(range(500)))
+        exported(folder, 1)
+
+
+def exported(folder: Path, value: int) -> None:
+    with new_folder(folder / "model") as aside:
+        write_json(aside / "config.json", {"a": value})
+        write_json(aside / "weights.json", [value] * 500)
+
+
+def found(folder: Path) -> tuple[int, list[int]]:
+    return read_json(folder / "model/config.json")["a"], read_json(folder / "model/weights.json")
 
 
 WRITERS = {
@@ -126,6 +134,7 @@ WRITERS = {
         model,
         lambda folder: sorted((file.name, file.stat().st_size) for file in (folder / "model").glob("*")),
     ),
+    "replaced model": Writer(lambda folder: exported(folder, 1), lambda folder: exported(folder, 2), found),
 }
 
 

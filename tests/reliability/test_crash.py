@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.files import write_json
+from pipeline.core.files import _exchange, write_json
 from pipeline.core.snapshot import load_snapshot, snapshots
 from pipeline.core.token_store import TokenStore
 
@@ -70,6 +70,11 @@ class Writing:
 
 @pytest.fixture(params=WRITERS)
 def writing(request, commands, tmp_path):
+    if request.param == "replaced model":
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+        if not _exchange(tmp_path / "one", tmp_path / "other"):
+            pytest.skip("this file system cannot exchange two folders in one step")
     look = WRITERS[request.param].look
 
     def fresh() -> Path:

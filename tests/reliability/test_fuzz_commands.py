@@ -182,8 +182,47 @@ class Words:
     def demo(self) -> list[str]:
         return ["pipeline.demo", "--dry-run", f"--run={self.written('demo')}", *self.some(("--x", 1, ["2"]))]
 
+    def evaluate(self) -> list[str]:
+        settings = [(name, 40, NUMBERS) for name in ("images", "reference_images", "kid_subsets", "batch_size", "seed")]
+        settings += [
+            ("extractor", "auto", ["x", "inception", ""]),
+            ("maskgit.steps", 2, NUMBERS),
+            ("ar.top_p", 0.9, NUMBERS),
+            ("maskgit.order", "halton", ["x", "raster", "[1]"]),
+        ]
+        priors = ["--priors", *(self.run("maskgit", "ar", "tokenizer") for _ in range(self.random.randrange(3)))]
+        config = [f"--config={self.random.choice(self.places)}"] if self.random.random() < 0.2 else []
+        own = [f"--tokenizer={self.run('tokenizer')}", *config, *priors, f"--out={self.written('eval')}"]
+        return ["eval.run", "--dry-run", *own, "--", *self.some(*settings)]
+
+    def report(self) -> list[str]:
+        command = self.random.choice(["eval.report", "eval.benchmark.report"])
+        return [command, "--dry-run", "--", self.random.choice([*self.places, str(PROJECT / "results/demo")])]
+
+    def reproduce(self) -> list[str]:
+        job = PROJECT / "results/benchmark/demo/jobs/quality" / self.random.choice(["lgq-8b-s0", "fsq-8b-s0"])
+        options = [f"--{name}={self.run('tokenizer', 'ar')}" for name in ("tokenizer", "prior") if self.random.random() < 0.4]
+        return ["pipeline.reproduce", "--dry-run", f"--out={self.written('again')}", *options, "--", self.place(job)]
+
+    def benchmark(self) -> list[str]:
+        settings = [
+            ("quantizers", "[fsq]", ["[x]", "fsq", "[]", "[fsq,fsq]", "{}", "[{name: fsq, label: a/b}]", "[{label: x}]"]),
+            ("bits", "[4]", ["[0]", "[-1]", "[x]", "[1e30]", "4", "[99]", "[nan]"]),
+            ("seeds", "[0]", ["[-1]", "[x]", "[0,0]", "[1.5]"]),
+            ("images", 40, NUMBERS),
+            ("curve_images", 40, NUMBERS),
+            ("guidance.ar", "[1]", ["[]", "[x]", "[-1]", "1"]),
+            ("perturbations", "[0.5]", ["[2]", "[x]"]),
+            ("name", "x", ["a/b", "..", "", "."]),
+        ]
+        options = self.some(("--jobs", 1, NUMBERS), ("--threads", 1, NUMBERS), ("--leave-after", 1, NUMBERS))
+        folders = [f"--runs={self.written('runs')}", f"--results={self.written('results')}"]
+        config = self.place(PROJECT / "configs/benchmark/smoke.yaml")
+        return ["eval.benchmark.__main__", "--dry-run", *options, *folders, "--", config, *self.some(*settings)]
+
     def any(self) -> list[str]:
         commands = [self.sample, self.edit, self.compress, self.tokenize, self.export, self.train]
+        commands += [self.evaluate, self.report, self.reproduce, self.benchmark]
         words = self.random.choice([*commands, *commands, self.demo])()
         if self.random.random() < 0.1:
             words.insert(self.random.randrange(1, len(words) + 1), self.random.choice(["--help", "-x", "--", "--dry-run", ""]))

@@ -152,8 +152,8 @@ def test_what_other_code_measured_is_measured_again_and_what_it_trained_is_kept(
     quality, generation = "quality/lgq-8b-s0", "generation/lgq-8b-s0-maskgit"
     for id in ("yardstick", quality, generation):
         assert measured(folder(id)).done()
-    monkeypatch.setitem(contracts.VERSIONS, "quality", 2)
-    assert folder(quality).outdated() == ["version was 1, now 2"] and not folder(quality).done()
+    monkeypatch.setitem(contracts.VERSIONS, "quality", 3)
+    assert folder(quality).outdated() == ["version was 2, now 3"] and not folder(quality).done()
     assert folder("yardstick").done() and folder(generation).done()
     monkeypatch.setattr(contracts, "FEATURES_VERSION", 5)
     assert not folder("yardstick").done() and not folder(generation).done()
@@ -162,7 +162,7 @@ def test_what_other_code_measured_is_measured_again_and_what_it_trained_is_kept(
     old = json.loads(told.read_text())
     del old["inputs"]["version"], old["inputs"]["features_version"]
     told.write_text(json.dumps(old))
-    assert folder(generation).outdated() == ["features_version was 0, now 5", "version was 0, now 1"]
+    assert folder(generation).outdated() == ["features_version was 0, now 5", "version was 0, now 2"]
     folder(generation).prepare()
     assert not (told.parent / "result.json").exists()
     for kind in ("tokenizer/lgq-8b-s0", "tokens/lgq-8b-s0", "prior/lgq-8b-s0-maskgit"):

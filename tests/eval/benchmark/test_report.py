@@ -75,6 +75,7 @@ def test_the_command_writes_three_files(folder, monkeypatch, capsys):
     report.main()
     assert "2 missing" in capsys.readouterr().out
     verdict = json.loads((folder / "verdict.json").read_text())
+    assert (folder / "rankings.png").read_bytes().startswith(b"\x89PNG")
     assert verdict["format"] == "lgq-benchmark-verdict" and (folder / "summary.md").read_text().startswith("# synthetic: ")
     assert verdict["answers"][0]["answer"] in (folder / "report.html").read_text().replace("&#39;", "'")
 

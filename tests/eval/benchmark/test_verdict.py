@@ -136,6 +136,15 @@ def test_what_was_measured_otherwise_is_refused_by_the_files_names(write_benchma
     assert str(file) in str(refused.value)
 
 
+def test_how_fast_samples_were_drawn_does_not_keep_them_apart(write_benchmark, few_methods, tmp_path):
+    folder = write_benchmark(tmp_path, few_methods, (10,), seeds=(0,), priors=("ar",), pictures=False)
+    file = folder / "jobs/generation/fsq-10b-s0-ar/result.json"
+    values = json.loads(file.read_text())
+    values["inputs"]["sampling"]["lookahead"] = 8
+    file.write_text(json.dumps(values))
+    assert len(collect(folder).generations) == len(few_methods)
+
+
 def test_tokenizers_whose_tokens_were_spoilt_otherwise_are_refused(write_benchmark, few_methods, tmp_path):
     folder = write_benchmark(tmp_path, few_methods, (10,), seeds=(0,), priors=(), pictures=False)
     file = folder / "jobs/quality/fsq-10b-s0/result.json"
