@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.launch import Precision, start_accelerator
 from pipeline.core.progress import progress_bar
-from pipeline.core.token_store import SPLITS, TokenIdentity, TokenStoreWriter
+from pipeline.core.token_parts import mark_part
+from pipeline.core.token_store import PART, Shard, TokenIdentity, TokenStoreWriter, shards_of
 from stage1_tokenizer.tokenizer import Tokenizer
 
 VALUES_AT_ONCE = 1 << 14
@@ -45,6 +46,7 @@ class Job:
     precision: Precision
     workers: int
     max_unreadable: float
+    part: tuple[int, int] = (1, 1)  # k of n: shards k, k + n, k + 2 n, …
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class DataSettings:
 
 
 def tokenize(job: Job, dry_run: bool = False) -> None:
-    """Encode both splits of a data set; shards that exist are kept."""
+    """Encode both splits of a data set, or a part of their shards; shards that exist are kept."""
     tokenizer_path = job.tokenizer or newest_tokenizer()
-    out = job.out or tokenizer_path.parent / "tokens"
+    number, parts = job.part
+    out = job.out or tokenizer_path.parent / ("tokens" if parts == 1 else f"tokens_{number}_of_{parts}")
     tokenizer = load_tokenizer(tokenizer_path)
     settings = data_settings(job, tokenizer_folder(tokenizer_path))
     data = load_data(**settings)
@@ -75,9 +78,12 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
         groups=list(data.groups),
     )
     splits = {"train": data.train, "validation": data.validation}
-    counts = ", ".join(f"{len(split)} images of {name}" for name, split in splits.items())
+    images = {name: len(split) for name, split in splits.items()}
+    all_shards = shards_of(images, job.shard_images)
+    shards = all_shards[number - 1 :: parts]
     if dry_run:
-        print(f"{tokenizer_path} -> {out}\n{counts}\n{tokenizer.spec}")
+        counts = ", ".join(f"{count} images of {name}" for name, count in images.items())
+        print(f"{tokenizer_path} -> {out}\n{counts}; {len(shards)} of {len(all_shards)} shards\n{tokenizer.spec}")
         return
     # a process whose shards are there waits until the others' are too
     accelerator = start_accelerator(job.precision, "none", out, patience=A_DAY)
@@ -85,55 +91,75 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
     if accelerator.is_main_process:
         writer.open()
     accelerator.wait_for_everyone()
-    if writer.finished():
+    marked = writer.finished() or (parts > 1 and (out / PART).exists())
+    if marked and all(writer.has(shard.split, shard.number) for shard in shards):
         accelerator.print(f"{out}: finished before; delete it to tokenize anew")
         return
+    accelerator.wait_for_everyone()  # all have looked
+    if accelerator.is_main_process:
+        writer.reopen()
     tokenizer.to(accelerator.device)  # pyright: ignore[reportArgumentType]
-    encode_shards(job, tokenizer, writer, data, accelerator)
+    encode_shards(job, tokenizer, writer, data, shards, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # from the gaps, so that those in shards of an earlier, interrupted command are named too
         unreadable = [image_name(split, row) for name, split in splits.items() for row in writer.missing(name, len(split))]
-        store = writer.finish(unreadable, code_vectors(tokenizer))
         note = f", {len(unreadable)} unreadable ones left out" if unreadable else ""
-        print(f"{out}: {store.images('train')} + {store.images('validation')} images, {store.spec}{note}")
+        vectors = code_vectors(tokenizer)
+        if parts == 1:
+            store = writer.finish(unreadable, vectors)
+            print(f"{out}: {store.images('train')} + {store.images('validation')} images, {store.spec}{note}")
+        else:
+            if vectors is not None:
+                writer.write_code_vectors(vectors)
+            mark_part(out, images, unreadable)
+            print(f"{out}: {len(shards)} of {len(all_shards)} shards{note}; join all {parts} parts with --merge")
     accelerator.end_training()
 
 
 def encode_shards(
-    job: Job, tokenizer: Tokenizer, writer: TokenStoreWriter, data: ImageData, accelerator: Accelerator
+    job: Job,
+    tokenizer: Tokenizer,
+    writer: TokenStoreWriter,
+    data: ImageData,
+    shards: Sequence[Shard],
+    accelerator: Accelerator,
 ) -> None:
-    """Encode the shards of this process that are not there yet. Raises Interrupted after SIGINT or SIGTERM, between batches."""
+    """Encode this process's share of the shards that are not there yet.
+
+    Memory is that of a shard. Raises Interrupted after SIGINT or SIGTERM, between batches.
+    """
     interruption = Interruption()
     tally = UnreadableImages(job.max_unreadable)
-    bar = progress_bar(len(data.train) + len(data.validation), "tokenize", enabled=accelerator.is_main_process)
-    shard_number = 0
-    for split, images in zip(SPLITS, (data.train, data.validation), strict=True):
-        dataset = OrderedImages(images, tokenizer.spec.image_size[0])
-        for shard, start in enumerate(range(0, len(images), job.shard_images)):
-            stop = min(start + job.shard_images, len(images))
-            shard_number += 1
-            mine = shard_number % accelerator.num_processes == accelerator.process_index
-            if mine and not writer.has(split, shard):
-                nothing = torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.int64)
-                columns = [[nothing], [nothing], [nothing[:, 0, 0]], [nothing[:, 0, 0]]]
-                for batch in ordered_batches(dataset, job.batch_size, start, stop, job.workers):
-                    if interruption.signal_number:
-                        bar.close()
-                        raise Interrupted(interruption.signal_number)
-                    tally.update(batch)
-                    if not len(batch["label"]):
-                        continue
-                    pixels = batch["image"].to(accelerator.device).float() / 127.5 - 1
-                    with accelerator.autocast():
-                        tokens = tokenizer.encode(pixels)
-                        mirrored = tokenizer.encode(pixels.flip(-1)) if job.mirrored and split == "train" else tokens
-                    for column, values in zip(columns, (tokens, mirrored, batch["label"], batch["index"]), strict=True):
-                        column.append(values.cpu())
-                    bar.update(len(batch["label"]))
-                writer.write(split, shard, *map(joined, columns))
-            else:
-                bar.update(stop - start)
+    total = sum(shard.stop - shard.start for shard in shards)
+    bar = progress_bar(total, "tokenize", enabled=accelerator.is_main_process)
+    size = tokenizer.spec.image_size[0]
+    splits = {
+        "train": OrderedImages(data.train, size, keep=False),
+        "validation": OrderedImages(data.validation, size, keep=False),
+    }
+    for number, shard in enumerate(shards):
+        mine = number % accelerator.num_processes == accelerator.process_index
+        if not mine or writer.has(shard.split, shard.number):
+            bar.update(shard.stop - shard.start)
+            continue
+        nothing = torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.int64)
+        columns = [[nothing], [nothing], [nothing[:, 0, 0]], [nothing[:, 0, 0]]]
+        for batch in ordered_batches(splits[shard.split], job.batch_size, shard.start, shard.stop, job.workers):
+            if interruption.signal_number:
+                bar.close()
+                raise Interrupted(interruption.signal_number)
+            tally.update(batch)
+            if not len(batch["label"]):
+                continue
+            pixels = batch["image"].to(accelerator.device).float() / 127.5 - 1
+            with accelerator.autocast():
+                tokens = tokenizer.encode(pixels)
+                mirrored = tokenizer.encode(pixels.flip(-1)) if job.mirrored and shard.split == "train" else tokens
+            for column, values in zip(columns, (tokens, mirrored, batch["label"], batch["index"]), strict=True):
+                column.append(values.cpu())
+            bar.update(len(batch["label"]))
+        writer.write(shard.split, shard.number, *map(joined, columns))
     bar.close()
 
 

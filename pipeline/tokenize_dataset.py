@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from pipeline.core.command import run_command
@@ -12,7 +13,12 @@ EXAMPLES = """examples:
   accelerate launch pipeline/tokenize_dataset.py                the newest tokenizer, on the data that it was trained on
   accelerate launch pipeline/tokenize_dataset.py --tokenizer runs/f16 --data imagenet --out runs/f16_tokens
 
-Shards that are written already are kept: running the same command again goes on."""
+  ... --part 2/8 --out runs/f16_tokens_2                        every eighth shard from the second on: one of eight machines
+  python -m pipeline.tokenize_dataset --merge runs/f16_tokens_* --out runs/f16_tokens       the store that one had made
+  python -m pipeline.tokenize_dataset --verify runs/f16_tokens                              every byte is as it was written
+
+Shards that are written already are kept: running the same command again goes on. So it mends a store, once a damaged
+shard is deleted."""
 
 
 def main() -> None:
@@ -31,6 +37,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder (default: float32)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
     parser.add_argument("--max-unreadable", type=float, default=0.01, metavar="SHARE", help="of broken images (default: 0.01)")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="only shards K, K + N, …, for --merge (default: all)")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="instead: join finished parts into --out")
+    others.add_argument("--verify", type=Path, metavar="TOKENS", help="instead: compare a store with its checksums")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, then stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="options of the data, e.g. data.path=/my/images")
     arguments = parser.parse_intermixed_args()  # options and settings in any order
@@ -40,7 +50,28 @@ def main() -> None:
             value = getattr(arguments, name)
             raise UserError(f"--{name.replace('_', '-')}: {value}; give {least} or more, up to {most}")
 
+    part = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.part)
+    if part is None or not 1 <= int(part[1]) <= int(part[2]):
+        raise UserError(f"--part: {arguments.part}; give K/N, part K of N, such as 2/8")
+    if arguments.merge and not arguments.out:
+        raise UserError("--merge: no --out; say where the whole store shall be")
+
     # imported here so that --help and usage errors answer at once
+    if arguments.verify:
+        from pipeline.core.token_store import TokenStore
+
+        print(f"{arguments.verify}: {TokenStore(arguments.verify).verify()} shards, all as they were written")
+        return
+    if arguments.merge:
+        from pipeline.core.token_parts import check_parts, merge_parts
+
+        if arguments.dry_run:
+            print(f"{len(check_parts(arguments.merge))} parts -> {arguments.out}: nothing is missing")
+            return
+        store = merge_parts(arguments.merge, Path(arguments.out))
+        print(f"{arguments.out}: {store.images('train')} + {store.images('validation')} images, {store.spec}")
+        return
+
     from pipeline.tokenization import Job, tokenize
 
     tokenize(
@@ -55,6 +86,7 @@ def main() -> None:
             precision=arguments.precision,
             workers=arguments.workers,
             max_unreadable=arguments.max_unreadable,
+            part=(int(part[1]), int(part[2])),
         ),
         dry_run=arguments.dry_run,
     )

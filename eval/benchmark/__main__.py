@@ -10,6 +10,7 @@ from pipeline.core.errors import UserError
 
 EXAMPLES = """examples:
   python -m eval.benchmark configs/benchmark/demo.yaml --dry-run        the contract, the plan and what it costs
+  python -m eval.benchmark configs/benchmark/imagenet.yaml --time-steps 20 quantizers=[lgq] bits=[14]   the cost, by steps here
   python -m eval.benchmark configs/benchmark/demo.yaml --jobs 2         two processes at a time
   python -m eval.benchmark configs/benchmark/imagenet.yaml --clean      one process on each GPU; artifacts go when measured
   python -m eval.benchmark configs/benchmark/demo.yaml seeds=[0] quantizers=[lgq,fsq]
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--threads", type=int, metavar="N", help="of a job's process (default: the cores shared out)")
     parser.add_argument("--dry-run", action="store_true", help="print the contract, the plan and its cost, then stop")
+    timing = "as --dry-run, by the time of N and 2 N steps of every training here on generated pictures (minutes for each)"
+    parser.add_argument("--time-steps", type=int, metavar="N", help=timing)
     parser.add_argument("--clean", action="store_true", help="delete checkpoints and tokens once they have been measured")
     parser.add_argument("--leave-after", type=float, metavar="MINUTES", help="leave when there was no work here for so long")
     parser.add_argument("--submit", type=int, metavar="N", help="have N SLURM tasks work on it, by submitit, and return")
@@ -42,9 +45,9 @@ def main() -> None:
     results = Path("results/benchmark")
     parser.add_argument("--results", type=Path, default=results, metavar="FOLDER", help="default: results/benchmark")
     arguments = parser.parse_intermixed_args()
-    for name in ("jobs", "threads", "submit"):
+    for name in ("jobs", "threads", "submit", "time_steps"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name}: {getattr(arguments, name)}; give 1 or more")
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; give 1 or more")
 
     # imported here so that --help and usage errors answer at once
     from eval.benchmark.benchmark import BenchmarkRun
@@ -54,12 +57,15 @@ def main() -> None:
 
     config = load_config(BenchmarkConfig, arguments.config, arguments.settings)
     benchmark = BenchmarkRun(config, arguments.runs, arguments.results, arguments.jobs, arguments.threads)
+    if arguments.time_steps:
+        benchmark.time_steps(arguments.time_steps)
     print(benchmark.describe(), flush=True)
-    if arguments.submit and not arguments.dry_run:
+    dry_run = arguments.dry_run or arguments.time_steps
+    if arguments.submit and not dry_run:
         benchmark.check()
         task = Task(config, arguments.runs, arguments.results, arguments.threads, arguments.clean)
         print("submitted", *submit(task, arguments.submit, arguments.slurm, arguments.cluster))
-    elif not arguments.dry_run:
+    elif not dry_run:
         benchmark.run(arguments.clean, arguments.leave_after and 60 * arguments.leave_after)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -18,6 +19,7 @@ from eval.benchmark.launcher import Launcher, Slots
 from eval.benchmark.locks import Lock
 from eval.benchmark.plan import PlannedJob, all_jobs, wanted
 from eval.benchmark.table import Table
+from eval.benchmark.timing import StepTimer, read_step_times, write_step_times
 from eval.benchmark.words import counted
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
@@ -42,6 +44,7 @@ class BenchmarkRun:
         self.slots = slots(jobs, threads)
         self.costs = Costs(self.jobs, config.assumed_seconds)
         self.costs.read(self.folders)
+        self.costs.learn_timed(read_step_times(self.runs))
 
     def wanted(self) -> dict[str, PlannedJob]:
         """The jobs that are left."""
@@ -66,6 +69,15 @@ class BenchmarkRun:
         if obstacles:
             lines += ["", "Nothing can be started:", *(f"  {obstacle}" for obstacle in obstacles)]
         return "\n".join(lines)
+
+    def time_steps(self, steps: int) -> None:
+        """Time so many steps of every training here; the plan goes by them from now on."""
+        with TemporaryDirectory() as folder:
+            config = Path(folder, "benchmark.yaml")
+            write_text(config, to_yaml(self.config))
+            found = StepTimer(self.settings, config, self.slots, steps, lambda said: print(said, flush=True)).time(self.jobs)
+        write_step_times(self.runs, found)
+        self.costs.learn_timed(read_step_times(self.runs))
 
     def obstacles(self) -> list[str]:
         """All that must be mended before hours are spent, a line each with the remedy."""

@@ -1,4 +1,4 @@
-"""What jobs cost: measured where they or their like were done, else as the benchmark's file assumes, else unknown."""
+"""What jobs cost: measured where they or their like were done, else by timed steps, else as the file assumes, else unknown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.benchmark.launcher import duration
 from eval.benchmark.plan import Kind, PlannedJob
 from eval.benchmark.words import counted
 
-Source = Literal["measured", "assumed", "unknown"]
+Source = Literal["measured", "timed", "assumed", "unknown"]
 ORDER: tuple[Kind, ...] = ("tokenizer", "tokens", "prior", "quality", "generation", "yardstick")  # in which they are told
 
 
@@ -21,13 +21,15 @@ class Costs:
     def __init__(self, jobs: Mapping[str, PlannedJob], assumed: Mapping[str, float]) -> None:
         self.jobs, self.assumed = jobs, assumed
         self.alike: dict[object, dict[str, float]] = {}
+        self.timed: dict[object, dict[str, float]] = {}
 
     def learn(self, seconds: Mapping[str, float]) -> None:
         """Take up what jobs, by their ids, took."""
-        for id, value in seconds.items():
-            if id in self.jobs:
-                for key in self._keys(self.jobs[id]):
-                    self.alike.setdefault(key, {})[id] = value
+        self._take(seconds, self.alike)
+
+    def learn_timed(self, seconds: Mapping[str, float]) -> None:
+        """Take up what jobs, by their ids, will take by the time of some of their steps."""
+        self._take(seconds, self.timed)
 
     def read(self, folders: Mapping[str, JobFolder]) -> None:
         """Take up what is written beside results and in the jobs' states."""
@@ -40,13 +42,21 @@ class Costs:
 
     def of(self, job: PlannedJob) -> tuple[float, Source]:
         """Seconds of a job and where they are from; 0 where nothing is known."""
-        for key in self._keys(job):
-            if key in self.alike:
-                return statistics.mean(self.alike[key].values()), "measured"
+        sources: tuple[tuple[dict[object, dict[str, float]], Source], ...] = ((self.alike, "measured"), (self.timed, "timed"))
+        for alike, source in sources:
+            for key in self._keys(job):
+                if key in alike:
+                    return statistics.mean(alike[key].values()), source
         for key in (job.family, job.kind):
             if key in self.assumed:
                 return self.assumed[key], "assumed"
         return 0.0, "unknown"
+
+    def _take(self, seconds: Mapping[str, float], alike: dict[object, dict[str, float]]) -> None:
+        for id, value in seconds.items():
+            if id in self.jobs:
+                for key in self._keys(self.jobs[id]):
+                    alike.setdefault(key, {})[id] = value
 
     def _keys(self, job: PlannedJob) -> Iterable[object]:
         if job.method is not None:

@@ -2,34 +2,40 @@
 
     TOKENS/identity.json             what the tokens are: written first; a store that is continued must match it
     TOKENS/train/00000/ …            one `datasets` folder per shard: tokens, mirrored (tokens of the mirrored image), label
+    TOKENS/train/00000/checksums.json   the size and the sha256 of the shard's files
     TOKENS/validation/00000/ …
     TOKENS/codebook.safetensors      code vectors, a table "k c" per index, named "0", "1", …: where the tokenizer has such
     TOKENS/store.json                counts and unreadable files: written last, its presence means that the store is whole
+
+Shards begin at multiples of `shard_images` of the data, so that any machine can make any of them (`token_parts`).
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets.table import InMemoryTable
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.core.checksums import check_checksums, check_sizes, seal
 from pipeline.core.data.positions import PositionSampler, epoch_order
 from pipeline.core.errors import UserError
-from pipeline.core.files import naming, new_folder, read_json, write_json
+from pipeline.core.files import naming, new_folder, read_json, sha256, write_json
 from pipeline.core.token_spec import TokenSpec
 
 SPLITS = ("train", "validation")
-CODEBOOK = "codebook.safetensors"
+CODEBOOK, WHOLE, PART = "codebook.safetensors", "store.json", "part.json"
 datasets.disable_progress_bars()  # ours show what matters
 
 
@@ -59,6 +65,30 @@ class TokenIdentity:
         return self.preprocessing.rpartition(" ")[2]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The images `start` … `stop` of a split of the data, those that can be read."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def place(self) -> str:
+        """Its folder in a store."""
+        return f"{self.split}/{self.number:05d}"
+
+
+def shards_of(images: Mapping[str, int], shard_images: int) -> list[Shard]:
+    """All shards of data with that many images in each split, in their order."""
+    return [
+        Shard(split, number, start, min(start + shard_images, images[split]))
+        for split in SPLITS
+        for number, start in enumerate(range(0, images[split], shard_images))
+    ]
+
+
 class TokenStore:
     """A finished store, read-only. `identity` says what the tokens are, `spec` how they are laid out.
 
@@ -69,16 +99,19 @@ class TokenStore:
         self.path = Path(path)
         if not (self.path / "identity.json").exists():
             raise UserError(f"{self.path}: no token store here; make one with pipeline/tokenize_dataset.py --out {self.path}")
-        if not (self.path / "store.json").exists():
+        if not (self.path / WHOLE).exists() and (self.path / PART).exists():
+            raise UserError(f"{self.path}: a part of a store; join all with pipeline/tokenize_dataset.py --merge PART …")
+        if not (self.path / WHOLE).exists():
             raise UserError(f"{self.path}: unfinished token store; run the same pipeline/tokenize_dataset.py command again")
         self.identity = read_identity(self.path / "identity.json")
         self.spec = TokenSpec.from_dict(self.identity.spec)
-        summary = read_json(self.path / "store.json")
+        summary = read_json(self.path / WHOLE)
         try:
             self.unreadable: list[str] = list(summary["unreadable"])
             counts = {split: int(summary["images"][split]) for split in SPLITS}
+            self.codebook_sha256 = summary.get("codebook_sha256")
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{self.path / 'store.json'}: damaged; delete it and tokenize again") from None
+            raise UserError(f"{self.path / WHOLE}: damaged; delete it and tokenize again") from None
         width = self.spec.t * self.spec.d
         self.splits = {split: _load_split(self.path / split, count, width) for split, count in counts.items()}
 
@@ -93,18 +126,20 @@ class TokenStore:
 
     def code_vectors(self) -> list[Float[Tensor, "_k _c"]] | None:
         """The tokenizer's code vectors, one table per index; None where the store holds none. UserError if damaged."""
+        return read_code_vectors(self.path, self.spec)
+
+    def verify(self) -> int:
+        """Read every shard and compare it with its checksums; gives their number.
+
+        Opening a store compares sizes only. UserError: the first file that is not as it was written, or without a checksum.
+        """
+        folders = [folder for split in SPLITS for folder in shard_folders(self.path / split).values()]
+        for folder in folders:
+            check_checksums(folder)
         file = self.path / CODEBOOK
-        if not file.exists():
-            return None
-        try:
-            tables = load_file(file)
-            vectors = [tables[str(j)] for j in range(self.spec.d)]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{file}: damaged ({type(error).__name__}); delete the store and make it again") from None
-        fit = all(table.ndim == 2 and table.is_floating_point() and table.isfinite().all() for table in vectors)
-        if not fit or tuple(map(len, vectors)) != self.spec.sizes:
-            raise UserError(f"{file}: not the codes of {self.spec.sizes}; delete the store and make it again")
-        return vectors
+        if self.codebook_sha256 is not None and not (file.exists() and sha256(file) == self.codebook_sha256):
+            raise UserError(f"{file}: missing or not what was written; delete {self.path / WHOLE} and tokenize again")
+        return len(folders)
 
     def batch(
         self, split: str, rows: Sequence[int], mirrored: Bool[np.ndarray, " b"] | None = None
@@ -160,24 +195,24 @@ class TokenStoreWriter:
     def open(self) -> None:
         """Write the identity, or compare it with the one that is there."""
         if (self.path / "identity.json").exists():
-            ours, theirs = asdict(self.identity), asdict(read_identity(self.path / "identity.json"))
-            # the tokenizer's hash says which it is; its folder may be called by another path
-            changed = [key for key in ours if ours[key] != theirs[key] and key != "tokenizer"]
-            if changed:
-                raise UserError(
-                    f"{self.path}: holds tokens of another {', '.join(changed)} ({_short(theirs[changed[0]])}, "
-                    f"not {_short(ours[changed[0]])}); choose another --out or delete it"
-                )
+            difference = differing(read_identity(self.path / "identity.json"), self.identity)
+            if difference:
+                raise UserError(f"{self.path}: holds tokens of another {difference}; choose another --out or delete it")
         else:
             write_json(self.path / "identity.json", asdict(self.identity))
 
     def finished(self) -> bool:
         """Whether the store is whole."""
-        return (self.path / "store.json").exists()
+        return (self.path / WHOLE).exists()
+
+    def reopen(self) -> None:
+        """Take away what marks a store or a part as whole, before a shard of it is made (again)."""
+        for name in (WHOLE, PART):
+            (self.path / name).unlink(missing_ok=True)
 
     def has(self, split: str, shard: int) -> bool:
         """Whether a shard is written."""
-        return self._shard(split, shard).exists()
+        return self.folder(split, shard).exists()
 
     def write(
         self,
@@ -189,33 +224,42 @@ class TokenStoreWriter:
         index: Int[Tensor, " n"],
     ) -> None:
         """Write one shard; `index` are the images' rows in the data, in order, so that gaps show unreadable ones."""
-        columns = {"tokens": tokens.flatten(1), "mirrored": mirrored.flatten(1), "label": labels, "index": index}
-        values = {name: value.cpu().numpy() for name, value in columns.items()}
-        with new_folder(self._shard(split, shard)) as aside:
+        schema = self.features.arrow_schema
+        columns = [tokens.flatten(1), mirrored.flatten(1), labels, index]
+        arrays = [_arrow(values, kind) for values, kind in zip(columns, schema.types, strict=True)]
+        with new_folder(self.folder(split, shard)) as aside:
             if not len(labels):
                 return  # no image of the shard can be read: an empty folder, since `datasets` reads no empty tables
-            datasets.Dataset.from_dict(values, features=self.features).save_to_disk(str(aside))
+            table = InMemoryTable(pa.Table.from_arrays(arrays, schema=schema))
+            datasets.Dataset(table, datasets.DatasetInfo(features=self.features)).save_to_disk(str(aside))
+            seal(aside)
 
     def missing(self, split: str, images: int) -> list[int]:
-        """The rows of a split of that many images that no shard holds: the unreadable ones, once all shards are there."""
-        rows = np.zeros(images, dtype=bool)
-        for shard in _shards(self.path / split):
-            rows[shard.with_format("numpy")["index"][:]] = True
-        return np.flatnonzero(~rows).tolist()
+        """The rows, of a split of that many images, of which a shard is there that does not hold them: the unreadable ones."""
+        missing = np.zeros(images, dtype=bool)
+        for number, folder in shard_folders(self.path / split, empty=True).items():
+            start = number * self.identity.shard_images
+            missing[start : start + self.identity.shard_images] = True
+            missing[shard_rows(folder)] = False
+        return np.flatnonzero(missing).tolist()
 
-    def finish(
-        self, unreadable: Sequence[str], code_vectors: Sequence[Float[Tensor, "_k _c"]] | None = None
-    ) -> TokenStore:
+    def write_code_vectors(self, code_vectors: Sequence[Float[Tensor, "_k _c"]]) -> None:
+        """Write a table of code vectors per index; a killed command writes it again, since no store is whole before."""
+        tables = {str(j): table.float().cpu().contiguous() for j, table in enumerate(code_vectors)}
+        with naming(self.path / CODEBOOK):
+            save_file(tables, self.path / CODEBOOK)
+
+    def finish(self, unreadable: Sequence[str], code_vectors: Sequence[Float[Tensor, "_k _c"]] | None = None) -> TokenStore:
         """Write the code vectors, if there are any, count, and mark the store as whole."""
         if code_vectors is not None:
-            tables = {str(j): table.float().cpu().contiguous() for j, table in enumerate(code_vectors)}
-            with naming(self.path / CODEBOOK):
-                save_file(tables, self.path / CODEBOOK)  # a killed command writes it again: the store is not whole yet
+            self.write_code_vectors(code_vectors)
         images = {split: sum(len(shard) for shard in _shards(self.path / split)) for split in SPLITS}
-        write_json(self.path / "store.json", {"images": images, "unreadable": sorted(unreadable)})
+        codebook = {} if code_vectors is None else {"codebook_sha256": sha256(self.path / CODEBOOK)}
+        write_json(self.path / WHOLE, {"images": images, "unreadable": sorted(unreadable), **codebook})
         return TokenStore(self.path)
 
-    def _shard(self, split: str, shard: int) -> Path:
+    def folder(self, split: str, shard: int) -> Path:
+        """Where a shard is, or will be."""
         return self.path / split / f"{shard:05d}"
 
 
@@ -236,6 +280,45 @@ def read_identity(file: Path) -> TokenIdentity:
     return identity
 
 
+def differing(theirs: TokenIdentity, ours: TokenIdentity) -> str:
+    """In what two identities differ, and how: nothing where their tokens are the same.
+
+    Hashes say which tokenizer and which images it was; their paths may be others, as they are on another machine.
+    """
+    known, given = ({**asdict(identity), "data": identity.data | {"path": None}} for identity in (theirs, ours))
+    changed = [key for key in given if given[key] != known[key] and key != "tokenizer"]
+    return f"{', '.join(changed)} ({_short(known[changed[0]])}, not {_short(given[changed[0]])})" if changed else ""
+
+
+def read_code_vectors(path: Path, spec: TokenSpec) -> list[Float[Tensor, "_k _c"]] | None:
+    """The code vectors in a store's folder, one table per index; None where it holds none. UserError if damaged."""
+    file = path / CODEBOOK
+    if not file.exists():
+        return None
+    try:
+        tables = load_file(file)
+        vectors = [tables[str(j)] for j in range(spec.d)]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}); delete the store and make it again") from None
+    fit = all(table.ndim == 2 and table.is_floating_point() and table.isfinite().all() for table in vectors)
+    if not fit or tuple(map(len, vectors)) != spec.sizes:
+        raise UserError(f"{file}: not the codes of {spec.sizes}; delete the store and make it again")
+    return vectors
+
+
+def shard_folders(path: Path, empty: bool = False) -> dict[int, Path]:
+    """The shards of a split by number, in order; the `empty` ones, of which no image could be read, only where asked."""
+    folders = sorted(folder for folder in path.glob("*") if folder.name.isdigit())
+    return {int(folder.name): folder for folder in folders if empty or any(folder.iterdir())}
+
+
+def shard_rows(folder: Path) -> Int[np.ndarray, " n"]:
+    """The rows of the data that a shard holds. UserError if damaged."""
+    if not any(folder.iterdir()):
+        return np.empty(0, dtype=np.int64)
+    return np.asarray(_shard(folder).with_format("numpy")["index"][:])
+
+
 def _load_split(path: Path, images: int, width: int) -> datasets.Dataset:
     shards = _shards(path)
     for shard in shards:
@@ -253,15 +336,26 @@ def _load_split(path: Path, images: int, width: int) -> datasets.Dataset:
 
 
 def _shards(path: Path) -> list[datasets.Dataset]:
-    shards = []
-    for folder in sorted(folder for folder in path.glob("*") if folder.name.isdigit() and any(folder.iterdir())):
-        try:
-            shards.append(datasets.Dataset.load_from_disk(str(folder)))
-        except Exception as error:  # pyarrow and datasets have a dozen kinds for damaged files
-            raise UserError(f"{folder}: damaged shard ({type(error).__name__}); delete it and tokenize again") from None
+    shards = [_shard(folder) for folder in shard_folders(path).values()]
     if not shards:
         raise UserError(f"{path}: no shards; delete the store and make it again")
     return shards
+
+
+def _shard(folder: Path) -> datasets.Dataset:
+    check_sizes(folder)
+    try:
+        return datasets.Dataset.load_from_disk(str(folder))
+    except Exception as error:  # pyarrow and datasets have a dozen kinds for damaged files
+        raise UserError(f"{folder}: damaged shard ({type(error).__name__}); delete it and tokenize again") from None
+
+
+def _arrow(values: Int[Tensor, "n ..."], kind: pa.DataType) -> pa.Array:
+    """A column: numbers, or rows of a fixed number of them."""
+    flat = values.flatten().cpu().numpy()
+    if isinstance(kind, pa.FixedSizeListType):
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat).cast(kind.value_type), kind.list_size)
+    return pa.array(flat)
 
 
 def _integer(sizes: Sequence[int]) -> datasets.Value:

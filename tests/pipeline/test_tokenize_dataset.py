@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,49 @@ def test_a_killed_and_resumed_command_makes_the_same_store(chain, commands, comm
     assert (tmp_path / "tokens/train/00000/state.json").stat().st_mtime_ns == written, "a finished shard was made again"
     assert "finished before" in commands.succeed(*command).out
     assert not list((tmp_path / "tokens").rglob("*.partial"))
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def test_parts_of_two_machines_join_to_the_same_store(chain, commands, command, tmp_path):
+    parts = [tmp_path / f"part_{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        command[command.index("--out") + 1] = part
+        said = commands.succeed(*command, "--part", f"{number}/2").out
+        assert f"{part}: 6 of 12 shards" in said
+    assert "finished before" in commands.succeed(*command, "--part", "2/2").out
+    merge = [TOKENIZE, "--merge", *parts, "--out", tmp_path / "tokens"]
+    assert "2 parts" in commands.succeed(*merge, "--dry-run").out and not (tmp_path / "tokens").exists()
+    assert f"{tmp_path / 'tokens'}: 120 + 60 images" in commands.succeed(*merge).out
+    assert contents(tmp_path / "tokens") == contents(chain.tokens)
+    assert "12 shards, all as they were written" in commands.succeed(TOKENIZE, "--verify", tmp_path / "tokens").out
+
+
+def test_a_damaged_shard_is_found_and_made_again_alone(chain, commands, runs):
+    shard = runs.tokens / "train/00003"
+    file = shard / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes()[:-9] + b"!" + file.read_bytes()[-8:])
+    found = commands.run(TOKENIZE, "--verify", runs.tokens)
+    assert (found.code, len(found.error_lines)) == (2, 1) and f"{shard}: damaged shard" in found.err
+    others = {path: path.stat().st_mtime_ns for path in runs.tokens.glob("*/*/*.arrow") if path != file}
+    shutil.rmtree(shard)
+    commands.succeed(TOKENIZE, "--tokenizer", runs.tokenizer, "--shard-images", 16, "--batch-size", 16)
+    assert file.read_bytes() == (chain.tokens / "train/00003" / file.name).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert read_json(runs.tokens / "store.json") == read_json(chain.tokens / "store.json")
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "1/2/3", "-1/2", "a/b", "1/0"])
+def test_a_part_that_cannot_be(commands, part):
+    failed = commands.run(TOKENIZE, f"--part={part}")
+    assert failed.code == 2 and failed.error_lines == [f"error: --part: {part}; give K/N, part K of N, such as 2/8"]
+
+
+def test_a_merge_says_where_to(commands, tmp_path):
+    failed = commands.run(TOKENIZE, "--merge", tmp_path)
+    assert failed.code == 2 and "--merge: no --out" in failed.err
 
 
 def test_unreadable_images_are_left_out_and_named_even_by_a_later_command(chain, commands, command, tmp_path):

@@ -17,7 +17,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LGQ_CACHE") or Path.home() / ".cache" / "lgq")
 
 
-def build_once(key: str, build: Callable[[Path], None]) -> Path:
+def build_once(key: str, build: Callable[[Path], object]) -> Path:
     """The folder `key` of the cache, filled by `build(folder)` the first time.
 
     It is filled aside and renamed, so it is either whole or absent; of two processes that build at once, one wins.

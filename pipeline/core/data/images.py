@@ -66,14 +66,15 @@ class ImageBatch(TypedDict):
 
 
 class _Pixels:
-    """The decoded images of a split by row; a split that is small enough stays in memory once decoded."""
+    """The decoded images of a split by row; a split that is small enough stays in memory once decoded, if `keep`."""
 
-    def __init__(self, split: datasets.Dataset, image_size: int):
+    def __init__(self, split: datasets.Dataset, image_size: int, keep: bool = True):
         self.split, self.image_size = split, image_size
-        self.labels = np.asarray(split.with_format("numpy")["label"][:], dtype=np.int64)
+        # as Arrow: `datasets` would make a Python object of every label on the way to numpy
+        self.labels = split.select_columns("label").with_format("arrow")[:]["label"].to_numpy().astype(np.int64, copy=False)
         n = len(self.labels)
         self.kept = None
-        if n * image_size**2 * 3 <= MEMORY_LIMIT:
+        if keep and n * image_size**2 * 3 <= MEMORY_LIMIT:
             self.kept = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
             self.is_kept = np.zeros(n, dtype=bool)
 
@@ -132,10 +133,11 @@ class OrderedImages(Dataset):
     """The images of a split in their order, as they are: for encoding and evaluation.
 
     An unreadable image comes as an empty tensor [3, 0, image_size] with its name in `unreadable`; `collate` leaves it out.
+    `keep` small splits in memory where they are read more than once.
     """
 
-    def __init__(self, split: datasets.Dataset, image_size: int):
-        self.pixels = _Pixels(split, image_size)
+    def __init__(self, split: datasets.Dataset, image_size: int, keep: bool = True):
+        self.pixels = _Pixels(split, image_size, keep)
         self.image_size = image_size
 
     def __len__(self) -> int:

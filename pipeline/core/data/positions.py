@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int
 from torch.utils.data import Sampler
 
 from pipeline.core.errors import UserError
+
+DRAWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,23 @@ class EpochOrder:
     """What one pass over the data looks like: the order of the images, and which of them are mirrored."""
 
     epoch: int
-    indices: Int64[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
     flips: Bool[np.ndarray, " n"]
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> EpochOrder:
-    """The order of `n` images in an epoch, a function of (seed, epoch) alone through a keyed Philox generator."""
+    """The order of `n` images in an epoch, a function of (seed, epoch) alone through a keyed Philox generator.
+
+    Takes five bytes per image: what `rng.permutation(n)` and `rng.random(n) < 0.5` give, without their 64 bits.
+    """
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return EpochOrder(epoch, rng.permutation(n), rng.random(n) < 0.5)
+    indices = np.arange(n, dtype=np.int32 if n <= 2**31 else np.int64)
+    rng.shuffle(indices)
+    flips = np.empty(n, dtype=bool)
+    for start in range(0, n, DRAWS_AT_ONCE):
+        part = flips[start:start + DRAWS_AT_ONCE]
+        part[:] = rng.random(len(part)) < 0.5
+    return EpochOrder(epoch, indices, flips)
 
 
 class PositionSampler(Sampler[list[int]]):

@@ -132,6 +132,8 @@ def test_another_identity_is_refused(store):
         (lambda path: (path / "identity.json").write_text(""), "identity.json: not valid JSON"),
         (lambda path: next((path / "train/00001").glob("*.arrow")).write_bytes(b""), "train/00001: damaged shard"),
         (lambda path: next((path / "train/00001").glob("*.arrow")).unlink(), "train/00001: damaged shard"),
+        (lambda path: cut(path, 8), r"train/00001: damaged shard \(data-00000-of-00001.arrow: \d+ of \d+ bytes\)"),
+        (lambda path: (path / "train/00001/checksums.json").write_text("[]"), "train/00001/checksums.json: damaged"),
         (lambda path: (path / "train/00001").rename(path / "gone"), "train: 7 of 11 images found"),
         (lambda path: (path / "validation/00000").rename(path / "gone"), "validation: no shards"),
     ],
@@ -140,6 +142,37 @@ def test_what_is_not_whole_is_refused(store, spoil, message):
     spoil(store.path)
     with pytest.raises(UserError, match=message):
         TokenStore(store.path)
+
+
+def cut(path, length):
+    file = path / "train/00001/data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes()[:-length])
+
+
+def test_every_flipped_bit_is_found_by_who_asks(writer, store):
+    store = writer.finish([], [torch.randn(70_000, 3), torch.randn(5, 2)])
+    assert store.verify() == 4
+    files = [*store.path.glob("*/*/*.arrow"), *store.path.glob("*/*/state.json"), store.path / "codebook.safetensors"]
+    assert len(files) == 9
+    for file in files:
+        content = file.read_bytes()
+        place = 2 * len(content) // 3
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match="not what was written") as error:
+            store.verify()
+        assert str(file.parent) in str(error.value)
+        file.write_bytes(content)
+    (store.path / "codebook.safetensors").unlink()
+    with pytest.raises(UserError, match=r"codebook\.safetensors: missing"):
+        TokenStore(store.path).verify()
+
+
+def test_a_store_of_an_earlier_version_opens_but_cannot_be_verified(store):
+    for file in store.path.rglob("checksums.json"):
+        file.unlink()
+    assert TokenStore(store.path).images("train") == 11
+    with pytest.raises(UserError, match="train/00000: has no checksums"):
+        TokenStore(store.path).verify()
 
 
 def test_no_store_at_all(tmp_path):

@@ -24,6 +24,15 @@ def test_processes_share_each_batch_in_contiguous_rows(world_size):
     assert all(len(PositionSampler(5, 45, 8, r, world_size)) == 5 for r in range(world_size))
 
 
+@pytest.mark.parametrize("n", [1, 2, 50, 70_000, 200_001])
+def test_the_order_is_numpys_permutation_in_half_the_memory(n):
+    rng = np.random.Generator(np.random.Philox(key=np.array([7, 3], dtype=np.uint64)))
+    indices, flips = rng.permutation(n), rng.random(n) < 0.5
+    order = epoch_order(7, 3, n)
+    assert np.array_equal(order.indices, indices) and np.array_equal(order.flips, flips)
+    assert order.indices.nbytes + order.flips.nbytes == 5 * n
+
+
 def test_restart_continues():
     assert list(PositionSampler(0, 64, 8))[3:] == list(PositionSampler(24, 64, 8))
 
