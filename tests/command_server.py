@@ -48,6 +48,9 @@ def answer(**message: object) -> None:
     print(json.dumps(message), flush=True)
 
 
+SEVERAL = ("stage1_tokenizer.train", "stage2_prior.train", "pipeline.tokenize_dataset")  # may be any number of processes
+
+
 def serve(module: str, arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> int:
     """Run a command's `main` as its module would, after the file that RUN_BEFORE names; gives the exit code."""
     for descriptor, file in ((1, stdout), (2, stderr)):
@@ -59,7 +62,7 @@ def serve(module: str, arguments: list[str], environment: dict[str, str], folder
     if "RUN_BEFORE" in environment:
         runpy.run_path(environment["RUN_BEFORE"])
     try:
-        run_command(importlib.import_module(module).main)
+        run_command(importlib.import_module(module).main, several=module in SEVERAL)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

@@ -1,7 +1,7 @@
 """What every command does the same way: one line per error, exit codes, and a clean stop on Ctrl-C or SIGTERM.
 
 Exit codes: 0 done · 2 the user can mend it · 3 another process of the group is gone · 130 stopped by SIGINT · 143 stopped by
-SIGTERM (a snapshot was written first).
+SIGTERM (trainings write a snapshot first).
 This module imports nothing heavy, so that `--help` answers at once.
 """
 
@@ -33,8 +33,8 @@ REMEDIES = {
 }
 
 
-class Interrupted(Exception):
-    """A run stopped by a signal after it wrote its snapshot."""
+class Interrupted(BaseException):
+    """A run stopped by a signal, a training after it wrote its snapshot. As KeyboardInterrupt, no error that may be handled."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -77,16 +77,36 @@ def lost_process(error: BaseException) -> str | None:
     return re.split(r"\n|\. ", said)[0][:200]
 
 
-def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command's `main` and exit: errors that the user can mend, those of disks too, are one line without a traceback."""
-    rank = os.environ.get("RANK", "0")
+def too_large(error: BaseException) -> str | None:
+    """How much memory was asked for in vain, where that is the error; None for any other."""
+    kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    if not (kinds & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in said or "not enough memory" in said):
+        return None
+    asked = re.search(r"allocate ([\d.]+ ?\w+)", said)
+    return f"{asked[1]} asked for at once" if asked else "no more to be had"
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Handles a signal: leaves the command at once."""
+    raise Interrupted(number)
+
+
+def run_command(main: Callable[[], None], several: bool = False) -> NoReturn:
+    """Run a command's `main` and exit: errors that the user can mend, those of disks too, are one line without a traceback.
+
+    several: the command works as any number of processes; others are refused where a launcher started more than one.
+    """
+    rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     prefix = "" if rank == "0" else f"process {rank}: "
+    signal.signal(signal.SIGTERM, terminate)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` sets
         stop_with_launcher()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     said, code = "", 0
     try:
+        if processes != "1" and not several:
+            raise UserError(f"launch: {processes} processes would all do the same; start this command without a launcher")
         main()
     except UserError as error:
         said, code = f"error: {error}", 2
@@ -97,12 +117,15 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         said, code = f"error: {place}", 2
     except Interrupted as stop:
         said, code = f"{stop}; run the same command again to go on", stop.exit_code
-    except RuntimeError as error:
-        reason = lost_process(error)
-        if reason is None:
+    except (RuntimeError, MemoryError) as error:
+        if memory := too_large(error):
+            remedy = "take fewer images at a time (batch_size, micro_batch), a smaller model, or a larger machine"
+            said, code = f"error: out of memory: {memory}; {remedy}", 2
+        elif reason := lost_process(error):
+            lost = UserError(f"another process has ended or does not answer ({reason}); see what it said")
+            said, code = f"stopped: {lost}, then run the same command again to go on", 3
+        else:
             raise
-        lost = UserError(f"another process has ended or does not answer ({reason}); see what it said")
-        said, code = f"stopped: {lost}, then run the same command again to go on", 3
     except KeyboardInterrupt:
         said, code = "stopped; run the same command again to go on", 130
     if said:

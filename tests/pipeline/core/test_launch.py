@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ def raising(error: BaseException):
         raise error
 
     return main
+
+
+SMALLER = "take fewer images at a time (batch_size, micro_batch), a smaller model, or a larger machine"
 
 
 @pytest.fixture
@@ -35,23 +39,40 @@ def handlers():
         (raising(Interrupted(signal.SIGTERM)), 143, "stopped by SIGTERM; run the same command again to go on\n"),
         (raising(Interrupted(signal.SIGINT)), 130, "stopped by SIGINT; run the same command again to go on\n"),
         (raising(KeyboardInterrupt()), 130, "stopped; run the same command again to go on\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM; run the same command again to go on\n"),
+        (lambda: torch.empty(2**58), 2, f"error: out of memory: {2**60} bytes asked for at once; {SMALLER}\n"),
+        (lambda: np.empty(2**58), 2, f"error: out of memory: 2.00 EiB asked for at once; {SMALLER}\n"),
+        (raising(MemoryError()), 2, f"error: out of memory: no more to be had; {SMALLER}\n"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")), 2,
+         f"error: out of memory: 2.00 GiB asked for at once; {SMALLER}\n"),
     ],
 )
-def test_exit_codes(capsys, monkeypatch, main, code, said):
+def test_exit_codes(capsys, monkeypatch, handlers, main, code, said):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit) as stop:
         run_command(main)
     assert (stop.value.code, capsys.readouterr().err) == (code, said)
 
 
-def test_other_processes_say_which_they_are(capsys, monkeypatch):
+def test_commands_that_work_as_one_process_are_not_started_as_several(capsys, monkeypatch, handlers):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for several, code in ((False, 2), (True, 0)):
+        with pytest.raises(SystemExit) as stop:
+            run_command(lambda: None, several)
+        assert stop.value.code == code
+    said = "error: launch: 2 processes would all do the same; start this command without a launcher\n"
+    assert capsys.readouterr().err == said
+
+
+def test_other_processes_say_which_they_are(capsys, monkeypatch, handlers):
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(SystemExit):
         run_command(raising(UserError("x")))
     assert capsys.readouterr().err == "process 3: error: x\n"
 
 
-def test_an_error_of_ours_keeps_its_traceback():
+def test_an_error_of_ours_keeps_its_traceback(handlers):
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: print(1 / 0))
 
@@ -111,7 +132,7 @@ GLOO = "[/__w/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer 
         (torch.distributed.DistBackendError("NCCL error: remote process exited"), "NCCL error: remote process exited"),
     ],
 )
-def test_a_lost_process_is_told_in_one_line(capsys, monkeypatch, error, reason):
+def test_a_lost_process_is_told_in_one_line(capsys, monkeypatch, handlers, error, reason):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
         run_command(raising(error))
@@ -119,6 +140,6 @@ def test_a_lost_process_is_told_in_one_line(capsys, monkeypatch, error, reason):
     assert (stop.value.code, capsys.readouterr().err) == (3, said + "command again to go on\n")
 
 
-def test_any_other_error_of_torch_keeps_its_traceback():
+def test_any_other_error_of_torch_keeps_its_traceback(handlers):
     with pytest.raises(RuntimeError, match="shapes"):
         run_command(raising(RuntimeError("shapes")))
