@@ -33,7 +33,7 @@ SCHEMAS = {
     "eval.benchmark.__main__": BenchmarkConfig,
 }
 EXPORTING = ["pipeline.sample", "pipeline.edit", "pipeline.export", "pipeline.compress"]
-PLAIN = ["pipeline.tokenize_dataset", *EXPORTING, "eval.report", "eval.benchmark.report"]
+PLAIN = ["pipeline.tokenize_dataset", "pipeline.reproduce", *EXPORTING, "eval.report", "eval.benchmark.report"]
 COMMANDS = [*SCHEMAS, *PLAIN]
 
 
