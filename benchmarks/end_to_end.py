@@ -123,11 +123,15 @@ class Watch:
 
     def __init__(self) -> None:
         self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.first: torch.optim.Optimizer | None = None
         self.count, self.started, self.seconds = 0, 0.0, 0.0
         self.hook = register_optimizer_step_post_hook(self.step)
 
-    def step(self, *_: Any) -> None:
-        """After a step of an optimizer."""
+    def step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """After a step of any optimizer."""
+        self.first = self.first or optimizer
+        if optimizer is not self.first:
+            return
         self.count += 1
         if self.count == WARM:
             self.profiler.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.command import run_command
 
-DIFFERENT = 3  # exit code
+DIFFERENT = 4  # exit code
 EXAMPLES = """examples:
   python -m pipeline.reproduce runs/demo/eval/maskgit/result.json              train, encode, train, sample, measure, compare
   python -m pipeline.reproduce runs/demo/eval/maskgit --prior runs/demo/maskgit   measure alone, on models that are there
@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 The settings, seeds, threads and processes are those in the file; the images must be the same. Interrupted, the same command
 goes on. On the machine and with the code and packages of then the numbers are the same to the bit; what differs is listed.
-Exit code 0: every metric is the same, 3: made again, but some are not."""
+Exit code 0: every metric is the same, 4: made again, but some are not."""
 
 
 def main() -> None:
@@ -34,11 +34,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # imported here so that --help and usage errors answer at once
-    from pipeline.reproduction import changes, compare, read_recorded, remake, require_data, table
+    from pipeline.reproduction import changes, compare, find_remade, read_recorded, remake, require_data, table
     from pipeline.steps import run_steps
 
     recorded = read_recorded(arguments.result)
-    out = arguments.out or Path("runs/reproduced") / recorded.path.parent.name
+    out = arguments.out or Path("runs/reproduced") / recorded.path.resolve().parent.name
     require_data(recorded)
     remaking = remake(recorded, out, arguments.tokenizer, arguments.prior)
     if arguments.dry_run:
@@ -46,10 +46,11 @@ def main() -> None:
         return
     remaking.write_files()
     run_steps(remaking.steps)
-    rows = compare(recorded, remaking.result)
+    remade = find_remade(recorded, out)
+    rows = compare(recorded, remade)
     same = sum(row.same for row in rows)
-    print(f"\n{recorded.path} then, {remaking.result / 'result.json'} now:\n{table(rows)}")
-    for change in changes(recorded, remaking.result):
+    print(f"\n{recorded.path} then, {remade} now:\n{table(rows)}")
+    for change in changes(recorded, remade):
         print(f"differs: {change}")
     print("every metric is the same, to the bit" if same == len(rows) else f"{len(rows) - same} of {len(rows)} metrics differ")
     sys.exit(0 if same == len(rows) else DIFFERENT)

@@ -17,8 +17,7 @@ from pipeline.core.files import read_json, write_json
 from pipeline.core.token_store import read_identity
 from pipeline.steps import Step
 
-# where eval.run puts what is no prior
-FOLDERS = {"Training images": "real", "Validation images": "validation", "Blurred copy": "blurred", "Decoded copy": "decoded"}
+MEASURED = "measured"  # the folder of the new result, or of all that eval.run leaves
 SOURCES = {"yardstick": "--data-from", "quality": "--tokenizer", "generation": "--prior"}  # of a benchmark's measurements
 
 
@@ -53,11 +52,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Remaking:
-    """How a result is made again: files of settings, the commands that read them, and the folder of the new result."""
+    """How a result is made again: files of settings, and the commands that read them."""
 
     files: dict[Path, Mapping[str, Any]]
     steps: list[Step]
-    result: Path
 
     def write_files(self) -> None:
         """Write the settings, as JSON, which is YAML."""
@@ -94,17 +92,46 @@ def read_recorded(path: Path) -> Recorded:
     path = path / "result.json" if path.is_dir() else path
     result = read_json(path)
     try:
-        if result["format"] != "lgq-evaluation" or not result["metrics"]:
-            raise KeyError("format")
-        recorded = _of_eval(path, result) if result.get("recipe") else _of_benchmark(path, result)
-        if not isinstance(recorded.data["name"], str) or not isinstance(result["inputs"]["data_fingerprint"], str):
-            raise KeyError("data")
-    except (KeyError, TypeError, ValueError, AttributeError):
+        if _part(result, "format", str) != "lgq-evaluation":
+            raise ValueError("format")
+        for metric in _part(result, "metrics", dict).values():
+            _part(metric, "label", str)
+            _part(metric, "value", float)
+            _part(metric, "standard_error", float, None)
+        _part(_part(result, "inputs", dict), "data_fingerprint", str)
+        for name, kind in (("name", str), ("part", str), ("versions", dict)):
+            _part(result, name, kind)
+        _part(result["versions"], "packages", dict, {})
+        recorded = _of_eval(path, result) if _part(result, "recipe", dict, {}) else _of_benchmark(path, result)
+        _part(recorded.data, "name", str)
+        for trained in (recorded.tokenizer, recorded.prior):
+            if trained is not None:
+                _part(trained, "config", dict, {})
+                _part(trained, "weights_sha256", str, None)
+                if not 1 <= _part(_part(trained, "versions", dict, {}), "processes", int, 1) <= 1024:
+                    raise ValueError("processes")
+    except (KeyError, TypeError, ValueError) as error:
+        what = f" ({str(error)[:60]})" if str(error) else ""
         raise UserError(
-            f"{path}: does not say how it was made; results of eval.run (`recipe`) and eval.benchmark (job.json beside) do, "
-            "unless they are of older code: evaluate its run again"
+            f"{path}: does not say how it was made{what}; results of eval.run (`recipe`) and eval.benchmark (job.json beside) "
+            "do, unless older code wrote them: delete it and evaluate again"
         ) from None
     return recorded
+
+
+REQUIRED = object()
+
+
+def _part(values: Any, name: str, kind: type, default: Any = REQUIRED) -> Any:
+    """A value of a mapping, which has to be of a kind (or the default); KeyError or TypeError that names it."""
+    if not isinstance(values, dict) or (default is REQUIRED and name not in values):
+        raise KeyError(name)
+    value = values.get(name, default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if value is not default and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+        raise TypeError(f"{name}: {str(value)[:30]}")
+    return value
 
 
 def require_data(recorded: Recorded) -> None:
@@ -131,20 +158,34 @@ def remake(recorded: Recorded, out: Path, tokenizer: Path | None = None, prior: 
     if tokenizer is None:
         tokenizer = out / "tokenizer"
         steps.append(_training("tokenizer", "stage1_tokenizer/train.py", recorded.tokenizer, recorded, out, files))
-    if recorded.prior is not None and prior is None:
+    if recorded.prior is None:
+        prior = None  # it takes no part
+    elif prior is None:
         prior, tokens = out / "prior", out / "tokens"
         steps.append(Step("encode the images into tokens", _tokenizing(recorded.tokens, tokenizer, tokens), recorded.threads))
         steps.append(_training("prior", "stage2_prior/train.py", recorded.prior, recorded, out, files, f"tokens={tokens}"))
     if recorded.benchmark is None:
-        result, words = _evaluating(recorded, out, tokenizer, prior)
+        words = _evaluating(out, tokenizer, prior)
     else:
-        result, words = out / "result", _measuring(recorded, recorded.benchmark, out, prior or tokenizer, files)
-    return Remaking(files, [*steps, Step("measure", ["python", "-m", *words], recorded.threads)], result)
+        words = _measuring(recorded, recorded.benchmark, out, tokenizer if prior is None else prior, files)
+    return Remaking(files, [*steps, Step("measure", ["python", "-m", *words], recorded.threads)])
 
 
-def compare(recorded: Recorded, result: Path) -> list[Compared]:
-    """Every metric of the old result beside that of the new one; UserError where the new one lacks some."""
-    new = read_json(result / "result.json")["metrics"]
+def find_remade(recorded: Recorded, out: Path) -> Path:
+    """The new result's file below `out`; UserError where there is none."""
+    found = {path: read_json(path) for path in sorted((out / MEASURED).rglob("result.json"))}
+    alike = [path for path, result in found.items() if result["part"] == recorded.result["part"]]
+    named = [path for path in alike if found[path]["name"] == recorded.result["name"]]
+    chosen = alike if len(alike) == 1 else named
+    if len(chosen) != 1:
+        said = f"{len(chosen)} results like {recorded.path}"
+        raise UserError(f"{out / MEASURED}: {said}; take the code that made it ({recorded.code})")
+    return chosen[0]
+
+
+def compare(recorded: Recorded, remade: Path) -> list[Compared]:
+    """Every metric of the old result beside that of the new file; UserError where the new one lacks some."""
+    new = read_json(remade)["metrics"]
     missing = sorted(recorded.result["metrics"].keys() - new.keys())
     if missing:
         raise UserError(f"{recorded.path}: {missing[0]} is not measured any more; take the code that made it ({recorded.code})")
@@ -161,11 +202,11 @@ def table(rows: list[Compared]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def changes(recorded: Recorded, result: Path) -> list[str]:
+def changes(recorded: Recorded, remade: Path) -> list[str]:
     """What ran then and now, where it differs: the code, packages, the machine."""
     then, now = (
         {**versions, **versions.get("packages", {})}
-        for versions in (recorded.result["versions"], read_json(result / "result.json")["versions"])
+        for versions in (recorded.result["versions"], read_json(remade)["versions"])
     )
     return [f"{name} {then[name]}, now {now.get(name)}" for name in then if name != "packages" and then[name] != now.get(name)]
 
@@ -179,25 +220,37 @@ def threads(versions: Mapping[str, Any]) -> int | None:
 
 def _of_eval(path: Path, result: dict[str, Any]) -> Recorded:
     recipe = result["recipe"]
-    tokenizer = recipe["tokenizer"]
-    return Recorded(
-        path, result, tokenizer["data"], tokenizer, recipe.get("tokens", {}), recipe.get("prior"), recipe["evaluation"], None
-    )
+    tokenizer, prior = _part(recipe, "tokenizer", dict), _part(recipe, "prior", dict, None)
+    tokens = {}
+    if prior is not None:
+        tokens = _part(recipe, "tokens", dict)
+        for name, kind in (("data", dict), ("mirrored", bool), ("shard_images", int), ("precision", str)):
+            _part(tokens, name, kind)
+        _part(tokens["data"], "name", str)
+    evaluation = _part(recipe, "evaluation", dict)
+    return Recorded(path, result, _part(tokenizer, "data", dict), tokenizer, tokens, prior, evaluation, None)
 
 
 def _of_benchmark(path: Path, result: dict[str, Any]) -> Recorded:
     if not (path.parent / "job.json").exists():
         raise KeyError("job.json")
     job = read_json(path.parent / "job.json")
-    inputs, hashes = job["inputs"], result["inputs"]
-    evaluation = inputs["eval"] | {"images": hashes["config"]["images"]}
+    facts, inputs, made = _part(job, "job", dict), _part(job, "inputs", dict), {"versions": result["versions"]}
+    if _part(facts, "kind", str) not in SOURCES:
+        raise ValueError("kind")
+    evaluation = _part(inputs, "eval", dict) | {"images": _part(_part(result["inputs"], "config", dict), "images", int)}
     if "stage1" not in inputs:
-        return Recorded(path, result, inputs["data"], None, {}, None, evaluation, job)
-    tokenizer = {"config": inputs["stage1"], "versions": result["versions"], "weights_sha256": hashes["tokenizer_sha256"]}
+        return Recorded(path, result, _part(inputs, "data", dict), None, {}, None, evaluation, job)
+    for name in ("method", "label"):
+        _part(facts, name, str)
+    tokenizer = {"config": _part(inputs, "stage1", dict), "weights_sha256": _part(result["inputs"], "tokenizer_sha256", str)}
     prior = None
     if "stage2" in inputs:
-        prior = {"config": inputs["stage2"], "versions": result["versions"], "weights_sha256": hashes["prior_sha256"]}
-    return Recorded(path, result, inputs["stage1"]["data"], tokenizer, {}, prior, evaluation, job)
+        _part(facts, "prior", str)
+        weights = _part(result["inputs"], "prior_sha256", str)
+        prior = {"config": _part(inputs, "stage2", dict), "weights_sha256": weights, **made}
+    data = _part(tokenizer["config"], "data", dict)
+    return Recorded(path, result, data, tokenizer | made, {}, prior, evaluation, job)
 
 
 def _require_weights(option: str, folder: Path, trained: Mapping[str, Any]) -> None:
@@ -241,36 +294,31 @@ def _tokenizing(tokens: Mapping[str, Any], tokenizer: Path, out: Path) -> list[s
     return words
 
 
-def _evaluating(recorded: Recorded, out: Path, tokenizer: Path, prior: Path | None) -> tuple[Path, list[str]]:
-    """`eval.run`, and where it puts the result."""
-    part, name = recorded.result["part"], recorded.result["name"]
-    if part == "generation" and prior is not None:
-        folder = prior.name
-    else:
-        folder = part if part == "reconstruction" else FOLDERS.get(name, "real")
+def _evaluating(out: Path, tokenizer: Path, prior: Path | None) -> list[str]:
+    """`eval.run` of a tokenizer, and of a prior if there is one."""
     priors = [] if prior is None else [f"{prior}"]
-    words = ["eval.run", "--tokenizer", f"{tokenizer}", "--priors", *priors, "--out", f"{out / 'eval'}"]
-    return out / "eval" / folder, [*words, "--config", f"{out / 'evaluation.yaml'}"]
+    words = ["eval.run", "--tokenizer", f"{tokenizer}", "--priors", *priors, "--out", f"{out / MEASURED}"]
+    return [*words, "--config", f"{out / 'evaluation.yaml'}"]
 
 
 def _measuring(
-    recorded: Recorded, benchmark: Mapping[str, Any], out: Path, run: Path, files: dict[Path, Mapping[str, Any]]
+    recorded: Recorded, benchmark: Mapping[str, Any], out: Path, run: Path | None, files: dict[Path, Mapping[str, Any]]
 ) -> list[str]:
     """A benchmark's measurement of one job, with the settings of its benchmark that it depends on."""
     facts, inputs, config = benchmark["job"], benchmark["inputs"], out / "benchmark.yaml"
-    kind, prior = facts["kind"], facts["prior"] or "none"
+    kind, prior = facts["kind"], facts.get("prior") or "none"
     files[config] = {
         "name": "reproduced",
         "stage1": "none",  # what trainings read: they are done
         "stage2": {prior: "none"},
         "eval": f"{out / 'evaluation.yaml'}",
-        "quantizers": [{"name": facts["method"] or "none", "label": facts["label"] or "none"}],
-        "bits": [facts["bits"] or 1],
-        "seeds": [facts["seed"] or 0],
+        "quantizers": [{"name": facts.get("method") or "none", "label": facts.get("label") or "none"}],
+        "bits": [facts.get("bits") or 1],
+        "seeds": [facts.get("seed") or 0],
         "guidance": {prior: inputs.get("guidance") or [1.0]},
         "images": recorded.evaluation["images"],
         **{name: inputs[name] for name in ("curve_images", "perturbations") if name in inputs},
     }
-    job = [] if facts["method"] is None else ["--job", json.dumps(facts)]
-    words = ["eval.benchmark.measure", kind, SOURCES[kind], f"{run}", "--out", f"{out / 'result'}", "--config", f"{config}"]
+    job = [] if facts.get("method") is None else ["--job", json.dumps(facts)]
+    words = ["eval.benchmark.measure", kind, SOURCES[kind], f"{run}", "--out", f"{out / MEASURED}", "--config", f"{config}"]
     return [*words, *job]

@@ -8,11 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.command import Interrupted
+from pipeline.core.command import Interrupted, stop_with_launcher
 from pipeline.core.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -45,10 +46,36 @@ def words(step: Step) -> list[str]:
 
 
 def _run(step: Step) -> None:
-    environment = os.environ | ({"OMP_NUM_THREADS": str(step.threads)} if step.threads else {})
-    result = subprocess.run([sys.executable, *words(step)], check=False, env=environment)
-    if result.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
-        raise Interrupted(signal.SIGINT)
-    if result.returncode:
-        said = f"could not {step.title} (exit code {result.returncode}, see above)"
+    """Run a command. Stopped, it is told so once and waited for, with all that it started: a training writes its snapshot."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "LGQ_THREADS"), str(step.threads)) if step.threads else {}
+    command = [sys.executable, *words(step)]
+    # a group of its own, so that a Ctrl-C reaches it by way of us; it ends with us, however we end
+    child = subprocess.Popen(command, env=os.environ | threads, start_new_session=True, preexec_fn=stop_with_launcher)
+    stop: Interrupted | None = None
+    while child.poll() is None or (stop is not None and _is_alive(child.pid)):
+        try:
+            time.sleep(0.05)
+        except (KeyboardInterrupt, Interrupted) as asked:
+            if stop is None:  # a launcher ends at once, and its processes are told by the system
+                child.terminate()
+            else:
+                os.killpg(child.pid, signal.SIGTERM)
+            stop = asked if isinstance(asked, Interrupted) else Interrupted(signal.SIGINT)
+    code = child.returncode
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if stop is None and code in (-number, 128 + number):
+            stop = Interrupted(number)
+    if stop is not None:
+        raise stop
+    if code:
+        said = f"could not {step.title} (exit code {code}, see above)"
         raise UserError(f"{said}; mend it and run the same command again")
+
+
+def _is_alive(group: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -32,9 +32,10 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top of the file, e.g. seeds=[0]")
     parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--threads", type=int, metavar="N", help="of a job's process (default: the cores shared out)")
-    parser.add_argument("--dry-run", action="store_true", help="print the contract, the plan and its cost, then stop")
+    looking = parser.add_mutually_exclusive_group()
+    looking.add_argument("--dry-run", action="store_true", help="print the contract, the plan and its cost, then stop")
     timing = "as --dry-run, by the time of N and 2 N steps of every training here on generated pictures (minutes for each)"
-    parser.add_argument("--time-steps", type=int, metavar="N", help=timing)
+    looking.add_argument("--time-steps", type=int, metavar="N", help=timing)
     parser.add_argument("--clean", action="store_true", help="delete checkpoints and tokens once they have been measured")
     parser.add_argument("--leave-after", type=float, metavar="MINUTES", help="leave when there was no work here for so long")
     parser.add_argument("--submit", type=int, metavar="N", help="have N SLURM tasks work on it, by submitit, and return")

@@ -43,8 +43,8 @@ class Costs:
     def of(self, job: PlannedJob) -> tuple[float, Source]:
         """Seconds of a job and where they are from; 0 where nothing is known."""
         sources: tuple[tuple[dict[object, dict[str, float]], Source], ...] = ((self.alike, "measured"), (self.timed, "timed"))
-        for alike, source in sources:
-            for key in self._keys(job):
+        for key in self._keys(job):  # the same method first, however it is known
+            for alike, source in sources:
                 if key in alike:
                     return statistics.mean(alike[key].values()), source
         for key in (job.family, job.kind):

@@ -27,6 +27,7 @@ TRAINING = {"temperature": "Temperature", "purity": "Purity", "loss": "Loss"}
 def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
     """All that the template needs."""
     color = plots.colors(benchmark.labels)
+    chief = [ranking for ranking in verdict["rankings"] if ranking["metric"] == "fd"]
     return {
         "verdict": verdict,
         "facts": verdict["facts"],
@@ -35,7 +36,10 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "cards": cards(verdict),
         "main": main_table(verdict),
         "tables": full_tables(verdict),
-        "rankings": [plots.ranking(ranked, color, TWO_SIDED) for ranked in _ranked(benchmark, verdict)],
+        "rankings": [
+            plots.ranking(_ranked(benchmark, row), color, TWO_SIDED)
+            for row in sorted(chief, key=lambda row: row["prior"] is None)
+        ],
         "scatters": _scatters(benchmark, verdict, color),
         "guidance": _guidance(benchmark, color),
         "fronts": _fronts(benchmark, verdict, color),
@@ -55,16 +59,15 @@ def gather(benchmark: Benchmark, verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture(benchmark: Benchmark, verdict: Mapping[str, Any]) -> bytes | None:
-    """The rankings by gFD, a column for each budget, as PNG; None where no samples were measured."""
-    found = _ranked(benchmark, verdict, samples_only=True)
-    return plots.overview(found, len(benchmark.bits), plots.colors(benchmark.labels), TWO_SIDED) if found else None
+    """The rankings by gFD as PNG, a row for each prior and a column for each budget; None where no samples were measured."""
+    found = {(row["prior"], row["bits"]): row for row in verdict["rankings"] if row["metric"] == "fd"}
+    rows = [[found.get((prior, bits)) for bits in benchmark.bits] for prior in benchmark.priors]
+    drawn = [[_ranked(benchmark, row) if row else None for row in line] for line in rows if any(line)]
+    return plots.overview(drawn, plots.colors(benchmark.labels), TWO_SIDED) if drawn else None
 
 
-def _ranked(benchmark: Benchmark, verdict: Mapping[str, Any], samples_only: bool = False) -> list[plots.Ranked]:
-    """The rankings by FD: of every prior at every budget, then of reconstructions."""
-    rows = sorted((row for row in verdict["rankings"] if row["metric"] == "fd"), key=lambda row: row["prior"] is None)
-    shown = [row for row in rows if row["prior"] is not None or not samples_only]
-    return [plots.Ranked(row["rows"], _where(row), _floor(benchmark, row)) for row in shown]
+def _ranked(benchmark: Benchmark, ranking: Mapping[str, Any]) -> plots.Ranked:
+    return plots.Ranked(ranking["rows"], _where(ranking), _floor(benchmark, ranking))
 
 
 def render(values: Mapping[str, Any]) -> str:

@@ -60,16 +60,18 @@ def ranking(ranked: Ranked, color: Mapping[str, str], margin: float) -> str:
         return as_svg(figure)
 
 
-def overview(rankings: Sequence[Ranked], columns: int, color: Mapping[str, str], margin: float) -> bytes:
-    """The rankings beside each other as one PNG picture, for a page that takes no SVG; those of a column share their axis."""
+def overview(rankings: Sequence[Sequence[Ranked | None]], color: Mapping[str, str], margin: float) -> bytes:
+    """Rows of rankings as one PNG picture, for a page that takes no SVG; those of a column share their axis."""
     with plt.rc_context(STYLE):
-        rows = -(-len(rankings) // columns)
-        height = 0.75 + 0.25 * max(len(ranked.rows) for ranked in rankings)
-        figure, grid = plt.subplots(rows, columns, figsize=(3.9 * columns, height * rows), sharex="col", squeeze=False)
-        for axes in grid.flat[len(rankings) :]:
-            axes.set_visible(False)
-        for axes, ranked in zip(grid.flat, rankings, strict=False):
-            _draw_ranking(axes, ranked, color, margin)
+        most = max(len(ranked.rows) for row in rankings for ranked in row if ranked)
+        size = (3.9 * len(rankings[0]), (0.75 + 0.25 * most) * len(rankings))
+        figure, grid = plt.subplots(len(rankings), len(rankings[0]), figsize=size, sharex="col", squeeze=False)
+        for axes, ranked in zip(grid.flat, (ranked for row in rankings for ranked in row), strict=True):
+            if ranked is None:
+                axes.set_axis_off()
+            else:
+                _draw_ranking(axes, ranked, color, margin)
+                axes.tick_params(axis="x", labelbottom=True)
         figure.tight_layout(pad=0.8, w_pad=2.5)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=2 * DPI, facecolor="white", metadata={"Software": None})

@@ -1,7 +1,7 @@
 """What every command does the same way: one line per error, exit codes, and a clean stop on Ctrl-C or SIGTERM.
 
-Exit codes: 0 done · 2 the user can mend it · 3 another process of the group is gone · 130 stopped by SIGINT · 143 stopped by
-SIGTERM (trainings write a snapshot first).
+Exit codes: 0 done · 2 the user can mend it · 3 another process of the group is gone · 4 a result was made again and differs ·
+130 stopped by SIGINT · 143 stopped by SIGTERM (trainings write a snapshot first).
 This module imports nothing heavy, so that `--help` answers at once.
 """
 
@@ -80,10 +80,25 @@ def lost_process(error: BaseException) -> str | None:
 def too_large(error: BaseException) -> str | None:
     """How much memory was asked for in vain, where that is the error; None for any other."""
     kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
-    if not (kinds & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in said or "not enough memory" in said):
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    if not (kinds & {"MemoryError", "OutOfMemoryError"} or any(word in said for word in words)):
         return None
     asked = re.search(r"allocate ([\d.]+ ?\w+)", said)
     return f"{asked[1]} asked for at once" if asked else "no more to be had"
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code for an error of torch or numpy that is no fault of ours; None for any other."""
+    if memory := too_large(error):
+        remedy = "take fewer images at a time (batch_size, micro_batch), a smaller model, or a larger machine"
+        return f"error: out of memory: {memory}; {remedy}", 2
+    if "EADDRINUSE" in str(error):
+        port = os.environ.get("MASTER_PORT", "unknown")
+        return f"error: launch: port {port} is taken by another program; give another one with --main_process_port", 2
+    if reason := lost_process(error):
+        lost = f"stopped: another process has ended or does not answer ({reason}); see what it said"
+        return f"{lost}, then run the same command again to go on", 3
+    return None
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -105,7 +120,7 @@ def run_command(main: Callable[[], None], several: bool = False) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     said, code = "", 0
     try:
-        if processes != "1" and not several:
+        if "RANK" in os.environ and processes != "1" and not several:
             raise UserError(f"launch: {processes} processes would all do the same; start this command without a launcher")
         main()
     except UserError as error:
@@ -118,14 +133,10 @@ def run_command(main: Callable[[], None], several: bool = False) -> NoReturn:
     except Interrupted as stop:
         said, code = f"{stop}; run the same command again to go on", stop.exit_code
     except (RuntimeError, MemoryError) as error:
-        if memory := too_large(error):
-            remedy = "take fewer images at a time (batch_size, micro_batch), a smaller model, or a larger machine"
-            said, code = f"error: out of memory: {memory}; {remedy}", 2
-        elif reason := lost_process(error):
-            lost = UserError(f"another process has ended or does not answer ({reason}); see what it said")
-            said, code = f"stopped: {lost}, then run the same command again to go on", 3
-        else:
+        known = explained(error)
+        if known is None:
             raise
+        said, code = known
     except KeyboardInterrupt:
         said, code = "stopped; run the same command again to go on", 130
     if said:

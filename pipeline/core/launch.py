@@ -116,8 +116,12 @@ def _timeout(patience: float) -> timedelta:
 
 
 def _threads_left_to_the_launcher() -> bool:
-    """Whether the one thread is accelerate's choice: its launcher gives a process one where OMP_NUM_THREADS is unset."""
-    return os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ
+    """Whether the one thread is accelerate's choice: its launcher gives a process one where OMP_NUM_THREADS is unset.
+
+    LGQ_THREADS says that it is not.
+    """
+    chosen = "LGQ_THREADS" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ
+    return os.environ.get("OMP_NUM_THREADS") == "1" and not chosen
 
 
 def reduced(accelerator: Accelerator, tensor: Tensor, how: Literal["sum", "mean"]) -> Tensor:

@@ -35,6 +35,7 @@ def test_seconds_are_those_of_the_whole_training(run, tmp_path, monkeypatch):
     assert shown.count("timed") == 2 and "49 s" in shown
     run.costs.learn({"tokenizer/fsq-5b-s0": 7.0})
     assert run.costs.of(run.jobs["tokenizer/fsq-5b-s0"]) == (7.0, "measured")
+    assert run.costs.of(run.jobs["tokenizer/lgq-5b-s0"])[1] == "timed"  # its own, rather than the mean of others
 
 
 def test_times_of_several_commands_are_kept_and_damaged_ones_are_named(tmp_path):

@@ -43,6 +43,7 @@ def handlers():
         (lambda: torch.empty(2**58), 2, f"error: out of memory: {2**60} bytes asked for at once; {SMALLER}\n"),
         (lambda: np.empty(2**58), 2, f"error: out of memory: 2.00 EiB asked for at once; {SMALLER}\n"),
         (raising(MemoryError()), 2, f"error: out of memory: no more to be had; {SMALLER}\n"),
+        (raising(RuntimeError("CUDA error: out of memory")), 2, f"error: out of memory: no more to be had; {SMALLER}\n"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")), 2,
          f"error: out of memory: 2.00 GiB asked for at once; {SMALLER}\n"),
     ],
@@ -122,6 +123,15 @@ def test_deepspeed_is_refused_for_what_does_the_same(monkeypatch, tmp_path):
 
 
 GLOO = "[/__w/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1. This may indicate\nmore"
+
+
+def test_a_port_that_is_taken_is_no_lost_process(capsys, monkeypatch, handlers):
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("RANK", "0")
+    said = "The server socket has failed to listen on any local network address. port: 29500, code: -98, name: EADDRINUSE"
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(torch.distributed.DistNetworkError(said)), several=True)
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: launch: port 29500 is taken")
 
 
 @pytest.mark.parametrize(
