@@ -6,7 +6,7 @@ Memory is that of one class, whatever the number of images. For every large tree
     listing-TREE-STATE/listing.json                    the fingerprint
 
 where TREE stands for its folders and options, and STATE for the rules of listing and for all that tells whether the tree is
-still the same: the time of change of each class folder, which files that come, go, or are replaced move on; and size and time of
+still the same: the time of change of each class folder, which files that come, go, or are replaced move on; size and time of
 some files of each. Another that is written over in place goes unseen. A listing that no start has used for a week goes when its
 tree has a new one.
 """
