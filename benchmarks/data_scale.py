@@ -5,9 +5,9 @@ the first and the second time; the order of training images, into a second epoch
 tokenizer and at most three shards of the images; a token store of 64 tokens an image, written from random numbers, opened, and
 read for an epoch of a prior's batches. The images are hard links to a picture of 8 x 8 pixels, one picture a class. Memory is
 the peak beyond what lay there before: `private` is the process's own, `mapped` are pages of files that it read, which the
-system keeps while nobody needs the memory. Ends with an error where private memory is above a limit for any number of images, or grows
-with it, or where the second start takes long. Writes results/data_scale.json and the plot of it, results/data_scale.png. Needs
-Linux, a gigabyte of disk, and five minutes of a core.
+system keeps while nobody needs the memory. Ends with an error where private memory is above a limit for any number of images,
+or grows with it, or where the second start takes long. Writes results/data_scale.json and the plot of it,
+results/data_scale.png. Needs Linux, a gigabyte of disk, and five minutes of a core.
 """
 
 from __future__ import annotations
