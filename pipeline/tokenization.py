@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -88,18 +89,22 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
     # a process whose shards are there waits until the others' are too
     accelerator = start_accelerator(job.precision, "none", out, patience=A_DAY)
     writer = TokenStoreWriter(out, identity)
+    marked, missing = False, list[Shard]()
     if accelerator.is_main_process:
         writer.open()
-    accelerator.wait_for_everyone()
-    marked = writer.finished() or (parts > 1 and (out / PART).exists())
-    if marked and all(writer.has(shard.split, shard.number) for shard in shards):
+        missing = [shard for shard in shards if not writer.has(shard.split, shard.number)]
+        if missing and parts > 1 and writer.finished():
+            raise UserError(f"{out}: a whole store, no part; choose another --out, or mend it without --part")
+        marked = writer.finished() or (parts > 1 and (out / PART).exists())
+    # one process looks for all: the others' disks may show a shard later
+    marked, missing = broadcast_object_list([marked, missing])
+    if marked and not missing:
         accelerator.print(f"{out}: finished before; delete it to tokenize anew")
         return
-    accelerator.wait_for_everyone()  # all have looked
     if accelerator.is_main_process:
         writer.reopen()
     tokenizer.to(accelerator.device)  # pyright: ignore[reportArgumentType]
-    encode_shards(job, tokenizer, writer, data, shards, accelerator)
+    encode_shards(job, tokenizer, writer, data, missing, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # from the gaps, so that those in shards of an earlier, interrupted command are named too
@@ -125,7 +130,7 @@ def encode_shards(
     shards: Sequence[Shard],
     accelerator: Accelerator,
 ) -> None:
-    """Encode this process's share of the shards that are not there yet.
+    """Encode this process's share of the shards.
 
     Memory is that of a shard. Raises Interrupted after SIGINT or SIGTERM, between batches.
     """
@@ -139,8 +144,7 @@ def encode_shards(
         "validation": OrderedImages(data.validation, size, keep=False),
     }
     for number, shard in enumerate(shards):
-        mine = number % accelerator.num_processes == accelerator.process_index
-        if not mine or writer.has(shard.split, shard.number):
+        if number % accelerator.num_processes != accelerator.process_index:
             bar.update(shard.stop - shard.start)
             continue
         nothing = torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.int64)

@@ -21,7 +21,7 @@ def seal(folder: Path) -> None:
 
 
 def check_sizes(folder: Path) -> None:
-    """UserError where a file has not the size that it was written with; a folder without checksums passes."""
+    """UserError for other files, or other sizes, than were written; a folder without checksums passes."""
     if (folder / CHECKSUMS).exists():
         for file, size, _ in _sealed(folder):
             found = file.stat().st_size if file.is_file() else 0
@@ -45,4 +45,7 @@ def _sealed(folder: Path) -> list[tuple[Path, int, str]]:
         files = [(folder / Path(name).name, entry["bytes"], entry["sha256"]) for name, entry in listed.items()]
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{folder / CHECKSUMS}: damaged; delete {folder} and tokenize again") from None
+    others = {file.name for file in folder.iterdir()} - {file.name for file, _, _ in files} - {CHECKSUMS}
+    if others:
+        raise UserError(f"{folder}: damaged shard ({min(others)} is not in {CHECKSUMS}); delete it and tokenize again")
     return files

@@ -36,13 +36,13 @@ def start_accelerator(
     run: Path,
     idle_parameters: bool = False,
     shardable: bool = False,
-    patience: float = 900,
+    patience: float = 0,
 ) -> Accelerator:
     """An Accelerator on the GPUs, or on the CPU where there are none; as many processes as the launcher started.
 
-    `idle_parameters`: some parameters may take no part in a step. `shardable`: the launcher may ask for FSDP2. `patience`:
-    seconds that a process waits for the others before it gives up; LGQ_TIMEOUT takes its place. Without an account, wandb works
-    offline and leaves its files in the run's folder.
+    `idle_parameters`: some parameters may take no part in a step. `shardable`: the launcher may ask for FSDP2. `patience`: the
+    least seconds that a process waits for the others before it gives up, where LGQ_TIMEOUT (900) is shorter. Without an
+    account, wandb works offline and leaves its files in the run's folder.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_flush_denormal(True)  # the tails of a softmax underflow into denormals, which a CPU computes 3x slower
@@ -105,14 +105,15 @@ def _sharding(shardable: bool) -> FullyShardedDataParallelPlugin | None:
 
 
 def _timeout(patience: float) -> timedelta:
-    given = os.environ.get("LGQ_TIMEOUT", str(patience))
+    given = os.environ.get("LGQ_TIMEOUT", "900")
     try:
         seconds = float(given)
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 1e7:
         raise UserError(f"LGQ_TIMEOUT: {given}; give the seconds that processes wait for each other, 1 or more, up to 10000000")
-    return timedelta(seconds=seconds, microseconds=1)  # accelerate passes its own default of 600 s not on, and gloo has another
+    # accelerate passes its own default of 600 s not on, and gloo has another
+    return timedelta(seconds=max(seconds, patience), microseconds=1)
 
 
 def _threads_left_to_the_launcher() -> bool:

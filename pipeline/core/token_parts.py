@@ -1,7 +1,8 @@
 """Token stores made in parts, by machines that share nothing, and joined.
 
     PART/identity.json, train/00003/ …, codebook.safetensors   as in a whole store, but some of its shards only
-    PART/part.json   images of each split of the data, readable or not, and the unreadable ones of its shards: written last
+    PART/part.json   images of each split of the data, readable or not; the unreadable ones of its shards; the sha256 of the
+                     codebook, equal in all parts: written last
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 
 from pipeline.core.checksums import check_checksums
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, read_json, write_json
+from pipeline.core.files import new_folder, read_json, sha256, write_json
 from pipeline.core.token_spec import TokenSpec
 from pipeline.core.token_store import (
+    CODEBOOK,
     PART,
     SPLITS,
     Shard,
@@ -37,18 +39,23 @@ MOST_SHARDS = 1_000_000  # of a split: what names more is damaged
 
 @dataclass(frozen=True)
 class TokenPart:
-    """A finished part: `images` of each split of the whole data; `shards` by their place in a store, such as train/00003."""
+    """A finished part: `images` of each split of the whole data; `shards` by their place in a store, such as train/00003.
+
+    codebook_sha256: of the file of code vectors; None where the tokenizer has none.
+    """
 
     path: Path
     identity: TokenIdentity
     images: dict[str, int]
     unreadable: list[str]
+    codebook_sha256: str | None
     shards: dict[str, Path]
 
 
 def mark_part(folder: Path, images: Mapping[str, int], unreadable: Sequence[str]) -> None:
-    """Mark a folder as a part whose shards are all there."""
-    write_json(folder / PART, {"images": dict(images), "unreadable": sorted(unreadable)})
+    """Mark a folder as a part whose shards, and code vectors if the tokenizer has such, are all there."""
+    codebook = sha256(folder / CODEBOOK) if (folder / CODEBOOK).exists() else None
+    write_json(folder / PART, {"images": dict(images), "unreadable": sorted(unreadable), "codebook_sha256": codebook})
 
 
 def read_part(path: Path) -> TokenPart:
@@ -58,19 +65,21 @@ def read_part(path: Path) -> TokenPart:
     identity, marked = read_identity(path / "identity.json"), read_json(path / PART)
     try:
         images = {split: int(marked["images"][split]) for split in SPLITS}
-        unreadable = [str(name) for name in marked["unreadable"]]
+        unreadable, codebook = [str(name) for name in marked["unreadable"]], marked["codebook_sha256"]
         if not all(0 <= count <= MOST_SHARDS * identity.shard_images for count in images.values()):
             raise ValueError(images)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path / PART}: damaged; delete it and run the part's command again") from None
     folders = [folder for split in SPLITS for folder in shard_folders(path / split, empty=True).values()]
-    return TokenPart(path, identity, images, unreadable, {f"{folder.parent.name}/{folder.name}": folder for folder in folders})
+    shards = {f"{folder.parent.name}/{folder.name}": folder for folder in folders}
+    return TokenPart(path, identity, images, unreadable, codebook, shards)
 
 
 def check_parts(paths: Sequence[Path]) -> list[TokenPart]:
     """The parts, if they make up one store; reads no tokens.
 
-    UserError: parts of other tokens or images than the first, with a shard in common, or that lack shards or images.
+    UserError: parts of other tokens, images or code vectors than the first, with a shard in common, or that lack shards or
+    images; code vectors that are not what was written.
     """
     parts = [read_part(path) for path in paths]
     first, holders = parts[0], dict[str, Path]()
@@ -78,6 +87,7 @@ def check_parts(paths: Sequence[Path]) -> list[TokenPart]:
         difference = differing(first.identity, part.identity)
         if difference or part.images != first.images:
             raise UserError(f"{part.path}: has another {difference or 'number of images'} than {first.path}; leave it out")
+        _check_codebook(part, first)
         for place in part.shards:
             if place in holders:
                 raise UserError(f"{part.path}: holds {place}, as {holders[place]} does; leave one of them out")
@@ -91,15 +101,19 @@ def check_parts(paths: Sequence[Path]) -> list[TokenPart]:
     for part in parts:
         gaps = sum(_gaps(folder, shards[place]) for place, folder in part.shards.items())
         if gaps != len(part.unreadable):
-            raise UserError(f"{part.path}: lacks {gaps} images, {len(part.unreadable)} of them unreadable; make it again")
+            known = len(part.unreadable)
+            raise UserError(f"{part.path}: lacks {gaps} images and names {known} as unreadable; delete it and make it again")
     return parts
 
 
 def merge_parts(paths: Sequence[Path], out: Path) -> TokenStore:
     """Join parts into one store, file by file that of a single machine; a killed merge goes on.
 
-    Every shard is compared with its checksums on the way. Raises UserError as `check_parts` does, and for a damaged shard.
+    Every shard is compared with its checksums on the way. Raises UserError as `check_parts` does, for a damaged shard, and for
+    an `out` that is a part.
     """
+    if (out / PART).exists():
+        raise UserError(f"{out}: is a part of a store; choose another --out")
     parts = check_parts(paths)
     first = parts[0]
     writer = TokenStoreWriter(out, first.identity)
@@ -124,11 +138,25 @@ def _gaps(folder: Path, shard: Shard) -> int:
     return shard.stop - shard.start - len(rows)
 
 
+def _check_codebook(part: TokenPart, first: TokenPart) -> None:
+    file, remedy = part.path / CODEBOOK, f"delete {part.path / PART} and run the part's command again"
+    if (sha256(file) if file.exists() else None) != part.codebook_sha256:
+        raise UserError(f"{file}: missing or not what was written; {remedy}")
+    if part.codebook_sha256 != first.codebook_sha256:
+        raise UserError(f"{file}: other code vectors than those of {first.path}; {remedy}, on a machine of the same kind")
+
+
 def _copy(source: Path, target: Path) -> None:
-    if any(source.iterdir()):  # else none of its images can be read
-        check_checksums(source)
     with new_folder(target) as aside:
-        shutil.copytree(source, aside, dirs_exist_ok=True)
+        for file in source.iterdir():
+            shutil.copyfile(file, aside / file.name)  # not its mode: it may be one that forbids to write
+        if not any(aside.iterdir()):
+            return  # none of its images can be read
+        try:
+            check_checksums(aside)
+        except UserError:
+            check_checksums(source)
+            raise UserError(f"{target}: not what {source} holds, just after it was copied; check this disk") from None
 
 
 def _some(places: Sequence[str]) -> str:

@@ -271,7 +271,7 @@ def read_identity(file: Path) -> TokenIdentity:
         raise UserError(f"{file}: not of this version; delete {file.parent} and run its command again") from None
     for name, kind in typing.get_type_hints(TokenIdentity).items():
         value = getattr(identity, name)
-        if type(value) is not (typing.get_origin(kind) or kind):
+        if type(value) is not (typing.get_origin(kind) or kind) or (name == "shard_images" and value < 1):
             raise UserError(f"{file}: {name}: {value!r:.60} is damaged; delete {file.parent} and run its command again")
     try:
         TokenSpec.from_dict(identity.spec)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from pipeline import tokenization
 from pipeline.api import TokenStore, load_data, load_tokenizer
 from pipeline.core.data.images import OrderedImages
 from pipeline.core.files import read_json
-from pipeline.tokenization import Job, data_settings
+from pipeline.tokenization import A_DAY, Job, data_settings, tokenize
 
 TOKENIZE = "pipeline.tokenize_dataset"
 
@@ -55,6 +59,36 @@ def test_a_killed_and_resumed_command_makes_the_same_store(chain, commands, comm
     assert (tmp_path / "tokens/train/00000/state.json").stat().st_mtime_ns == written, "a finished shard was made again"
     assert "finished before" in commands.succeed(*command).out
     assert not list((tmp_path / "tokens").rglob("*.partial"))
+
+
+def test_what_a_dead_process_left_is_shared_by_all(runs, monkeypatch):
+    """One of two processes did the shards 1, 3, 5 and 7 of training last time, and died: now it gets two of them, not all."""
+    waits = []
+
+    def first_of_two(*given: Any, patience: float) -> SimpleNamespace:
+        waits.append(patience)
+        alone = {"num_processes": 2, "process_index": 0, "is_main_process": True, "device": torch.device("cpu")}
+        return SimpleNamespace(
+            **alone, autocast=nullcontext, print=print, wait_for_everyone=lambda: None, end_training=lambda: None
+        )
+
+    monkeypatch.setattr(tokenization, "start_accelerator", first_of_two)
+    monkeypatch.setattr(tokenization, "Interruption", lambda: SimpleNamespace(signal_number=0))  # pytest's own stays
+    for number in (1, 3, 5, 7):
+        shutil.rmtree(runs.tokens / f"train/{number:05d}")
+    tokenize(Job(runs.tokenizer, None, (), runs.tokens, 16, 16, True, "no", 0, 0.01))
+    assert sorted(int(folder.name) for folder in (runs.tokens / "train").iterdir()) == [0, 1, 2, 4, 5, 6]
+    assert waits == [A_DAY]
+
+
+def test_a_part_is_not_made_of_a_whole_store(commands, runs):
+    again = (TOKENIZE, "--tokenizer", runs.tokenizer, "--shard-images", 16, "--batch-size", 16, "--part", "2/2")
+    assert "finished before" in commands.succeed(*again, "--out", runs.tokens).out
+    shutil.rmtree(runs.tokens / "train/00003")
+    failed = commands.run(*again, "--out", runs.tokens)
+    assert failed.code == 2 and len(failed.error_lines) == 1
+    assert f"{runs.tokens}: a whole store, no part; choose another --out, or mend it without --part" in failed.err
+    assert (runs.tokens / "store.json").exists() and not (runs.tokens / "part.json").exists()
 
 
 def contents(store: Path) -> dict[str, bytes]:

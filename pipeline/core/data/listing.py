@@ -2,11 +2,13 @@
 
 Memory is that of one class, whatever the number of images. For every large tree the cache (`cache_folder`) holds
 
-    listing-KEY/train.arrow, validation.arrow   the path and the label of every image; mapped into memory, not read
-    listing-KEY/listing.json                    the fingerprint
+    listing-TREE-STATE/train.arrow, validation.arrow   the path and the label of every image; mapped into memory, not read
+    listing-TREE-STATE/listing.json                    the fingerprint
 
-where KEY stands for all that tells whether a tree is still the same: the time of change of each class folder, which files that
-come, go, or are replaced move on; and size and time of some files of each. Another that is written over in place goes unseen.
+where TREE stands for its folders and options, and STATE for the rules of listing and for all that tells whether the tree is
+still the same: the time of change of each class folder, which files that come, go, or are replaced move on; size and time of
+some files of each. Another that is written over in place goes unseen. A listing that no start has used for a week goes when its
+tree has a new one.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -26,6 +28,7 @@ from typing import IO
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.table import InMemoryTable
 
 from pipeline.core.data.cache import build_once, cache_folder
 from pipeline.core.data.images import FEATURES, short_hash
@@ -33,10 +36,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import naming, read_json, write_json
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+RULES = 1               # of `_list_images` and `_set_apart`: count on where they change, or old listings stay in use
 SPLITS = ("train", "validation")
 REMEMBERED = 100_000    # images: of fewer, every file is looked at every time, within a moment
 PROBED = 8              # files of each class folder that are looked at before its listing is believed
 SETTLED = 3             # seconds: a folder may change again within the tick of its file system's clock
+UNUSED = 7 * 86400      # seconds: a run of another machine may read a listing over the network, and would miss it
 
 Files = list[tuple[str, int, int]]     # name, size in bytes, time of change in nanoseconds
 
@@ -85,26 +90,39 @@ def list_tree(tree: Tree) -> Listing:
     now = time.time_ns()
     states = [_state(folder) for folder in tree.folders()]
     places = [(str(root), os.path.abspath(root)) for root in (tree.train, tree.validation) if root is not None]
-    key = f"listing-{short_hash(json.dumps([places, tree.ids, tree.validation_ids, tree.names, tree.share, states]))}"
-    remembered = cache_folder() / key
-    if not remembered.exists():
+    state = [RULES, EXTENSIONS, tree.ids, tree.validation_ids, tree.names, states]
+    listings = f"listing-{short_hash(json.dumps([places, tree.share]))}-"
+    remembered = cache_folder() / f"{listings}{short_hash(json.dumps(state))}"
+    if remembered.exists():
+        with suppress(OSError):  # a cache that somebody else made for us to read
+            os.utime(remembered)
+    else:
         with TemporaryDirectory() as made, naming(Path(made)):
             images = _write(tree, Path(made))
             settled = now - max(changed for changed, _ in states) > SETTLED * 10**9
             if images < REMEMBERED or not settled:
-                return _read(Path(made), in_memory=True)
+                return _read(Path(made), stays=False)
             try:
-                build_once(key, lambda aside: shutil.copytree(made, aside, dirs_exist_ok=True))
+                build_once(remembered.name, lambda aside: shutil.copytree(made, aside, dirs_exist_ok=True))
             except OSError as error:
                 raise UserError(f"{remembered.parent}: cannot be written ({error.strerror}); "
                                 "let the environment variable LGQ_CACHE name another folder") from None
-    return _read(remembered, in_memory=False)
+            _forget_unused(listings)
+    return _read(remembered, stays=True)
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """The names of the folders below a split's, sorted."""
     with _listed(root) as entries:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _forget_unused(listings: str) -> None:
+    """Remove what the cache holds under names that begin so, if no start has used it for long; who has it mapped keeps it."""
+    for old in cache_folder().glob(f"{listings}*"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - old.stat().st_mtime > UNUSED:
+                shutil.rmtree(old)
 
 
 @contextmanager
@@ -194,10 +212,20 @@ def _fingerprint(texts: Sequence[IO[bytes]], names: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(folder: Path, in_memory: bool) -> Listing:
+def _read(folder: Path, stays: bool) -> Listing:
+    """Map a listing into memory. One that does not stay may be removed right after."""
     try:
-        files = [str(folder / f"{split}.arrow") for split in SPLITS]
-        train, validation = (datasets.Dataset.from_file(file, in_memory=in_memory) for file in files)
-        return Listing(train, validation, str(read_json(folder / "listing.json")["fingerprint"]))
+        fingerprint = str(read_json(folder / "listing.json")["fingerprint"])
+        files = [folder / f"{split}.arrow" for split in SPLITS]
+        train, validation = (datasets.Dataset.from_file(str(file)) if stays else _detached(file, fingerprint) for file in files)
+        return Listing(train, validation, fingerprint)
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise UserError(f"{folder}: damaged ({type(error).__name__}); delete it, and it is made again") from None
+
+
+def _detached(file: Path, fingerprint: str) -> datasets.Dataset:
+    """A mapped table that does without its file's name: it is pickled whole."""
+    table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    # `datasets` would pickle it all for a fingerprint
+    return datasets.Dataset(InMemoryTable(table), datasets.DatasetInfo(features=FEATURES),
+                            fingerprint=short_hash(fingerprint, file.stem))

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.core.command import Interrupted, Interruption, run_command, training_parser
 from pipeline.core.errors import UserError
-from pipeline.core.launch import agreed_signal, start_accelerator
+from pipeline.core.launch import _timeout, agreed_signal, start_accelerator
 
 
 def raising(error: BaseException):
@@ -114,6 +114,14 @@ def test_a_time_to_wait_is_a_number_of_seconds(monkeypatch, tmp_path, seconds):
     monkeypatch.setenv("LGQ_TIMEOUT", seconds)
     with pytest.raises(UserError, match=f"LGQ_TIMEOUT: {seconds}; give the seconds that processes wait for each other"):
         start_accelerator("no", "none", tmp_path)
+
+
+@pytest.mark.parametrize("given, least, waits", [(None, 0, 900), ("60", 0, 60), ("60", 86400, 86400), ("1e6", 86400, 1e6)])
+def test_who_has_to_wait_long_does_so_whatever_the_timeout(monkeypatch, given, least, waits):
+    monkeypatch.delenv("LGQ_TIMEOUT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("LGQ_TIMEOUT", given)
+    assert _timeout(least).total_seconds() == pytest.approx(waits, abs=1e-3)
 
 
 def test_deepspeed_is_refused_for_what_does_the_same(monkeypatch, tmp_path):

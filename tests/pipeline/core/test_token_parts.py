@@ -117,11 +117,23 @@ def edit(file: str, **changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def flip(part: Path) -> None:
-    file = part / "train/00001/data-00000-of-00001.arrow"
+def flip(part: Path, name: str = "train/00001/data-00000-of-00001.arrow") -> None:
+    file = part / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def other_codebook(part: Path) -> None:
+    flip(part, "codebook.safetensors")
+    marked = json.loads((part / "part.json").read_text())
+    mark_part(part, marked["images"], marked["unreadable"])
+
+
+def forget_codebook(part: Path) -> None:
+    marked = json.loads((part / "part.json").read_text())
+    del marked["codebook_sha256"]
+    (part / "part.json").write_text(json.dumps(marked))
 
 
 def misplaced(part: Path) -> None:
@@ -135,7 +147,11 @@ SPOILT = {  # the second of three parts: shards 1 and 4 of training, 1 of valida
     "not finished": (lambda part: (part / "part.json").unlink(), "part2: no finished part"),
     "damaged": (edit("part.json", images=[]), "part.json: damaged"),
     "of more images than there are": (edit("part.json", images={"train": 10**400, "validation": 1}), "part.json: damaged"),
-    "of shards without images": (edit("identity.json", shard_images=0), "part.json: damaged"),
+    "of shards without images": (edit("identity.json", shard_images=0), r"identity.json: shard_images: 0 is damaged"),
+    "of neither images nor shards": (
+        lambda part: (edit("identity.json", shard_images=0)(part), edit("part.json", images=dict.fromkeys(IMAGES, 0))(part)),
+        r"identity.json: shard_images: 0 is damaged",
+    ),
     "another tokenizer": (
         edit("identity.json", tokenizer_sha256="def", mirrored=False),
         r"part2: has another tokenizer_sha256, mirrored \(abc, not def\) than .*part1; leave it out",
@@ -154,12 +170,26 @@ SPOILT = {  # the second of three parts: shards 1 and 4 of training, 1 of valida
         "part2: holds train/00006, after the end of the data",
     ),
     "shards at other places": (misplaced, "train/00001: holds other images than 4 to 8"),
-    "an unreadable image that nobody names": (edit("part.json", unreadable=["a", "b"]), "part2: lacks 0 images, 2 of them"),
+    "an unreadable image that nobody names": (
+        edit("part.json", unreadable=["a", "b"]),
+        "part2: lacks 0 images and names 2 as unreadable; delete it and make it again",
+    ),
     "a shard cut short": (
         lambda part: (part / "train/00001/data-00000-of-00001.arrow").write_bytes(b"short"),
         r"train/00001: damaged shard \(data-00000-of-00001.arrow: 5 of \d+ bytes\)",
     ),
     "a flipped bit": (flip, "train/00001: damaged shard .*is not what was written"),
+    "checksums of nothing": (
+        lambda part: (part / "train/00001/checksums.json").write_text("{}"),
+        r"train/00001: damaged shard \(data-00000-of-00001.arrow is not in checksums.json\)",
+    ),
+    "a flipped bit of the code vectors": (
+        lambda part: flip(part, "codebook.safetensors"),
+        "part2/codebook.safetensors: missing or not what was written; delete .*part2/part.json and run",
+    ),
+    "no code vectors": (lambda part: (part / "codebook.safetensors").unlink(), "part2/codebook.safetensors: missing"),
+    "code vectors of another machine": (other_codebook, "part2/codebook.safetensors: other code vectors than those of .*part1"),
+    "code vectors of which nothing is known": (forget_codebook, "part.json: damaged; delete it and run the part's command"),
     "no checksums": (lambda part: (part / "train/00001/checksums.json").unlink(), "train/00001: has no checksums"),
 }
 
@@ -170,6 +200,42 @@ def test_what_does_not_fit_is_refused(parts, tmp_path, spoil, says):
     with pytest.raises(UserError, match=says):
         merge_parts(parts, tmp_path / "joined")
     assert not (tmp_path / "joined/store.json").exists()
+
+
+def test_the_code_vectors_of_every_part_are_looked_at(parts, tmp_path):
+    flip(parts[0], "codebook.safetensors")
+    with pytest.raises(UserError, match=r"part1/codebook\.safetensors: missing or not what was written"):
+        merge_parts(parts, tmp_path / "joined")
+    for part in parts:
+        (part / "codebook.safetensors").unlink()
+        marked = json.loads((part / "part.json").read_text())
+        mark_part(part, marked["images"], marked["unreadable"])
+    assert merge_parts(parts, tmp_path / "joined").code_vectors() is None
+
+
+def test_parts_that_nobody_may_write_to_are_joined_to_a_store_that_one_may(parts, tmp_path):
+    for file in parts[0].rglob("*"):
+        file.chmod(0o555 if file.is_dir() else 0o444)
+    merge_parts(parts, tmp_path / "joined")
+    assert contents(tmp_path / "joined") == contents(make(tmp_path / "whole"))
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "joined").rglob("*"))
+
+
+def test_a_copy_that_is_not_its_original_is_told(parts, tmp_path, monkeypatch):
+    def copy_short(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:-1])
+
+    monkeypatch.setattr(shutil, "copyfile", copy_short)
+    with pytest.raises(UserError, match=r"joined/train/00000: not what .*part1/train/00000 holds, just after it was copied"):
+        merge_parts(parts, tmp_path / "joined")
+    assert not (tmp_path / "joined/train/00000").exists()
+
+
+def test_a_part_is_not_joined_into(parts):
+    before = contents(parts[1])
+    with pytest.raises(UserError, match="part2: is a part of a store; choose another --out"):
+        merge_parts(parts, parts[1])
+    assert contents(parts[1]) == before
 
 
 def test_a_part_that_is_left_out_or_named_twice_is_refused(parts):

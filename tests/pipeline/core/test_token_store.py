@@ -134,6 +134,7 @@ def test_another_identity_is_refused(store):
         (lambda path: next((path / "train/00001").glob("*.arrow")).unlink(), "train/00001: damaged shard"),
         (lambda path: cut(path, 8), r"train/00001: damaged shard \(data-00000-of-00001.arrow: \d+ of \d+ bytes\)"),
         (lambda path: (path / "train/00001/checksums.json").write_text("[]"), "train/00001/checksums.json: damaged"),
+        (lambda path: (path / "train/00001/checksums.json").write_text("{}"), r"train/00001: damaged shard \(data-.* not in"),
         (lambda path: (path / "train/00001").rename(path / "gone"), "train: 7 of 11 images found"),
         (lambda path: (path / "validation/00000").rename(path / "gone"), "validation: no shards"),
     ],

@@ -3,10 +3,14 @@
 import json
 import os
 import re
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from pipeline.core.data import listing
 from pipeline.core.data.folder import folder
@@ -35,6 +39,7 @@ def large(image_folder, tmp_path, monkeypatch):
     """A tree that counts as large, last changed an hour ago, and a cache of its own."""
     monkeypatch.setenv("LGQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(listing, "REMEMBERED", 5)
+    monkeypatch.setattr(listing, "SETTLED", 1800)  # however slow this machine is
     root = image_folder({"train/a": 3, "train/b": 2, "val/a": 1, "val/b": 1})
     settle(root)
     return root
@@ -78,6 +83,21 @@ def test_a_small_tree_leaves_nothing_behind(large, monkeypatch):
     assert not listings(large)
 
 
+def test_a_tree_that_is_not_remembered_is_mapped_all_the_same(large, monkeypatch):
+    remembered = told(large)
+    monkeypatch.setattr(listing, "REMEMBERED", 8)
+    monkeypatch.setenv("LGQ_CACHE", str(large / "empty"))
+    (large / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(large / "temporary"))
+    data = folder(str(large))
+    assert not list((large / "temporary").iterdir())
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(large / "temporary") in line]
+    assert {line.rpartition("/")[2] for line in mapped} == {"train.arrow (deleted)", "validation.arrow (deleted)"}
+    assert (data.train.to_dict(), data.validation.to_dict()) == remembered[:2]
+    with ProcessPoolExecutor(1, get_context("spawn")) as worker:  # that finds no file any more
+        assert worker.submit(Dataset.to_dict, data.train).result() == remembered[0]
+
+
 def test_a_tree_that_was_just_changed_is_not_remembered(large):
     (large / "train/b/0.png").rename(large / "train/b/new.png")
     told(large)
@@ -115,6 +135,46 @@ def test_a_tree_that_changed_is_listed_anew(large, change, settled, monkeypatch)
     monkeypatch.setattr(listing, "REMEMBERED", 100)
     monkeypatch.setenv("LGQ_CACHE", str(large / "empty"))
     assert after == told(large)
+
+
+def test_other_rules_of_listing_make_another(large, monkeypatch):
+    def images() -> int:
+        data = folder(str(large))
+        return len(data.train) + len(data.validation)
+
+    before = images()
+    (large / "train/a/0.jxl").hardlink_to(large / "train/a/0.png")
+    settle(large)
+    assert images() == before
+    monkeypatch.setattr(listing, "EXTENSIONS", (*listing.EXTENSIONS, ".jxl"))
+    assert images() == before + 1
+    known = len(listings(large))
+    monkeypatch.setattr(listing, "RULES", listing.RULES + 1)
+    assert images() == before + 1
+    assert len(listings(large)) == known + 1
+
+
+def test_listings_that_nothing_uses_any_more_go_when_the_tree_changed(large, image_folder):
+    data = folder(str(large))
+    expected, long_ago = data.train.to_dict(), time.time() - listing.UNUSED - 60
+    (first,) = listings(large)
+    os.utime(first, (long_ago, long_ago))
+    (large / "train/a/1.png").unlink()
+    settle(large)
+    told(large)
+    (second,) = listings(large)
+    assert second != first and data.train.to_dict() == expected, "who has it mapped keeps it"
+    os.utime(second, (long_ago, long_ago))
+    told(large)  # a start uses it
+    (large / "train/b/1.png").unlink()
+    settle(large)
+    told(large)
+    assert second in listings(large) and len(listings(large)) == 2
+    os.utime(second, (long_ago, long_ago))
+    other = image_folder({"other/train/a": 3, "other/train/b": 3}) / "other"
+    settle(other)
+    told(other)
+    assert second in listings(large), "another tree's"
 
 
 def test_the_share_set_apart_is_part_of_what_is_remembered(image_folder, tmp_path, monkeypatch):
