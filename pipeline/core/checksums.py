@@ -45,7 +45,9 @@ def _sealed(folder: Path) -> list[tuple[Path, int, str]]:
         files = [(folder / Path(name).name, entry["bytes"], entry["sha256"]) for name, entry in listed.items()]
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{folder / CHECKSUMS}: damaged; delete {folder} and tokenize again") from None
-    others = {file.name for file in folder.iterdir()} - {file.name for file, _, _ in files} - {CHECKSUMS}
+    # hidden files are those of desktops and of NFS
+    there = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    others = there - {file.name for file, _, _ in files} - {CHECKSUMS}
     if others:
         raise UserError(f"{folder}: damaged shard ({min(others)} is not in {CHECKSUMS}); delete it and tokenize again")
     return files
