@@ -6,6 +6,7 @@ A result of `eval.run` holds its recipe; that of a benchmark lies beside it, in 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_recorded(path: Path) -> Recorded:
                 if not 1 <= _part(_part(trained, "versions", dict, {}), "processes", int, 1) <= 1024:
                     raise ValueError("processes")
     except (KeyError, TypeError, ValueError) as error:
-        what = f" ({str(error)[:60]})" if str(error) else ""
+        what = f" ({str(error.args[0])[:60]})" if error.args else ""
         raise UserError(
             f"{path}: does not say how it was made{what}; results of eval.run (`recipe`) and eval.benchmark (job.json beside) "
             "do, unless older code wrote them: delete it and evaluate again"
@@ -273,7 +274,9 @@ def _training(
     if trained is None or "config" not in trained:
         raise UserError(f"{recorded.path}: does not say how its {part} was trained; give one of these images with --{part} RUN")
     config, versions = out / f"{part}.yaml", trained.get("versions", {})
-    files[config] = trained["config"]
+    # how fast it works, and who is told, are no part of it
+    workers = {"workers": min(4, (os.cpu_count() or 1) - 1)} if part == "tokenizer" else {}
+    files[config] = workers | trained["config"] | {"tracker": "none"}
     words = [script, "--config", f"{config}", f"run={out / part}", *settings]
     processes = versions.get("processes", 1)
     if processes > 1:
