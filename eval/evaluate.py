@@ -27,7 +27,7 @@ from eval.parts import (
     sampling_options,
     validation_images,
 )
-from eval.recording import Recorder, recipe
+from eval.recording import Recorder, prior_recipe, recipe
 from eval.results import FILE, read_result
 from pipeline.api import (
     find_runs,
@@ -77,7 +77,7 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
     tokenizer.to(device)  # pyright: ignore[reportArgumentType]
 
     recorder = Recorder(out, judge)
-    made = recipe(request.config, path)
+    made = recipe(request.config, path, hashes["tokenizer"])
     recorder.part("real", "Training images", "yardstick", {}, lambda folder: real_images(judge, folder), made)
     recorder.part("validation", "Validation images", "yardstick", {}, lambda folder: validation_images(judge), made)
     recorder.part("blurred", "Blurred copy", "yardstick", {}, lambda folder: blurred_copy(judge), made)
@@ -91,7 +91,7 @@ def evaluate(request: Request, dry_run: bool = False) -> None:
         inputs = {"prior_sha256": hashes[name], "tokenizer_sha256": hashes["tokenizer"]}
         inputs |= {"sampling": dataclasses.asdict(options[name])}
         measure = lambda folder: generation(judge, model, options[name], floor, folder)  # noqa: B023, E731
-        recorder.part(name, name, "generation", inputs, measure, recipe(request.config, path, runs[name]))
+        recorder.part(name, name, "generation", inputs, measure, made | prior_recipe(runs[name], hashes[name]))
     print(f"{out}: evaluated; python -m eval.report {out.parent} makes a page of it")
 
 

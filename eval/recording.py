@@ -16,7 +16,7 @@ from eval.features import VERSION
 from eval.judge import Judge
 from eval.parts import SAMPLING, Part
 from eval.results import FILE, Result, is_finished, write_result
-from pipeline.api import prior_folder, tokenizer_folder, weights_sha256
+from pipeline.api import prior_folder, tokenizer_folder
 from pipeline.core.config import to_dict
 from pipeline.core.files import read_json
 from pipeline.core.run_folder import versions
@@ -74,22 +74,25 @@ class Recorder:
         write_result(place, result)
 
 
-def recipe(config: EvalConfig, tokenizer: Path, prior: Path | None = None) -> dict[str, Any]:
-    """All that it takes to make an evaluation again from the images: the settings of the trainings, of the tokens, and its own.
+def recipe(config: EvalConfig, tokenizer: Path, weights: str) -> dict[str, Any]:
+    """What it takes to make an evaluation of a tokenizer again from the images: the settings of its training, and its own.
 
-    `tokenizer`, `prior`: folders of runs or of models; one that does not say how it was trained (of before, of elsewhere) has
-    no settings here.
+    `tokenizer`: the folder of a run or of a model, `weights` their sha256; one that does not say how it was trained (of before,
+    of elsewhere) has no settings here.
     """
-    made = {"tokenizer": trained(tokenizer_folder(tokenizer)), "evaluation": to_dict(config)}
-    if prior is not None:
-        identity = read_identity(prior_folder(prior) / "tokens.json")
-        tokens = {name: getattr(identity, name) for name in ("data", "mirrored", "shard_images", "precision")}
-        made |= {"tokens": tokens, "prior": trained(prior_folder(prior))}
-    return made
+    return {"tokenizer": _trained(tokenizer_folder(tokenizer), weights), "evaluation": to_dict(config)}
 
 
-def trained(folder: Path) -> dict[str, Any]:
+def prior_recipe(prior: Path, weights: str) -> dict[str, Any]:
+    """The same of a prior: the settings of its tokens and of its training."""
+    folder = prior_folder(prior)
+    identity = read_identity(folder / "tokens.json")
+    tokens = {name: getattr(identity, name) for name in ("data", "mirrored", "shard_images", "precision")}
+    return {"tokens": tokens, "prior": _trained(folder, weights)}
+
+
+def _trained(folder: Path, weights: str) -> dict[str, Any]:
     """How a model was trained, and the hash of its weights."""
     origin = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
     known = {name: origin[name] for name in ("data", "config", "versions") if name in origin}
-    return {**known, "weights_sha256": weights_sha256(folder)}
+    return {**known, "weights_sha256": weights}

@@ -54,8 +54,8 @@ class TokenPart:
 
 def mark_part(folder: Path, images: Mapping[str, int], unreadable: Sequence[str]) -> None:
     """Mark a folder as a part whose shards, and code vectors if the tokenizer has such, are all there."""
-    codebook = sha256(folder / CODEBOOK) if (folder / CODEBOOK).exists() else None
-    write_json(folder / PART, {"images": dict(images), "unreadable": sorted(unreadable), "codebook_sha256": codebook})
+    values = {"images": dict(images), "unreadable": sorted(unreadable), "codebook_sha256": _codebook_sha256(folder)}
+    write_json(folder / PART, values)
 
 
 def read_part(path: Path) -> TokenPart:
@@ -140,10 +140,15 @@ def _gaps(folder: Path, shard: Shard) -> int:
 
 def _check_codebook(part: TokenPart, first: TokenPart) -> None:
     file, remedy = part.path / CODEBOOK, f"delete {part.path / PART} and run the part's command again"
-    if (sha256(file) if file.exists() else None) != part.codebook_sha256:
+    if _codebook_sha256(part.path) != part.codebook_sha256:
         raise UserError(f"{file}: missing or not what was written; {remedy}")
     if part.codebook_sha256 != first.codebook_sha256:
         raise UserError(f"{file}: other code vectors than those of {first.path}; {remedy}, on a machine of the same kind")
+
+
+def _codebook_sha256(folder: Path) -> str | None:
+    file = folder / CODEBOOK
+    return sha256(file) if file.exists() else None
 
 
 def _copy(source: Path, target: Path) -> None:
