@@ -4,13 +4,13 @@ The sizes are those of the LGQ repository's MaskGIT: 12 layers x 512, 8 heads, 2
 for nothing of what is timed looks at their values. In float32 on the CPU, bfloat16 on a GPU. The parts:
 
   training   images a second of one AdamW step.
-             `repository`: what the LGQ repository does: encodes the images in every step, with the quantizer's training
-             forward (n x k distances and assignment), and works out logits of all tokens, seen ones too, over codes,
-             mask and classes, with a bias for each of these at each position;
-             `all_logits`: tokens from a store, but the logits of all tokens; `ours`: logits and loss of masked tokens only;
-             `ours_compiled`: with the blocks compiled (`compile: true`).
-             The trunk is ours in all four. The encoder is that of configs/stage1/imagenet256_f16.yaml, in torch's usual
-             layout of memory, as there.
+             `repository`: what the LGQ repository does, with its own encoder and transformer (benchmarks/lgq_repository.py):
+             encodes the images in every step, with the quantizer's training forward (n x k distances and assignment), and
+             works out logits of all tokens, seen ones too, over codes, mask and classes, with a bias for each at each place;
+             `repository_way`: the same with our trunk, and the encoder of configs/stage1/imagenet256_f16.yaml;
+             `all_logits`: our trunk, tokens from a store, but the logits of all tokens;
+             `ours`: logits and loss of masked tokens only; `ours_compiled`: with the blocks compiled (`compile: true`).
+             Layout of memory as each has it, no dropout in any.
   maskgit    sampling at equal steps, confidence order and guidance.
              `amused`: diffusers' AmusedScheduler with its pipeline's loop around our trunk, which needs all logits;
              `ours`, and `ours_halton`: an order that is known before, which needs the logits of the revealed tokens only.
@@ -50,6 +50,7 @@ from diffusers.schedulers.scheduling_amused import AmusedScheduler
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import lgq_repository
 from benchmarks.measuring import device_name, in_a_process
 from pipeline.api import load_prior, prior_folder, weights_sha256
 from pipeline.core.command import run_command
@@ -75,14 +76,18 @@ PARALLEL_STEPS = 24
 OTHERS = 1 + CLASSES + 1  # entries of the repository's vocabulary that are no codes
 EVERY = 16  # tokens, of which one is timed without a cache
 CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a time
-    "training": {"repository": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
+    "training": {"repository": [8], "repository_way": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
     "maskgit": {"amused": [4], "ours": [4], "ours_halton": [4]},
     "ar": {"uncached": [4], "llama": [4], "llama_static": [4], "ours": [4]},
     "ahead": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
     "ahead_large": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
     "parallel": {"ours": [1, 4], "ours_parallel": [1, 4]},
 }
-PEERS = {"training": ["repository", "all_logits"], "maskgit": ["amused"], "ar": ["uncached", "llama", "llama_static"]}
+PEERS = {
+    "training": ["repository", "repository_way", "all_logits"],
+    "maskgit": ["amused"],
+    "ar": ["uncached", "llama", "llama_static"],
+}
 PEERS |= {"parallel": ["ours"], "ahead": ["llama_static", "ours_plain"], "ahead_large": ["llama_static", "ours_plain"]}
 PEAKED = 0.1  # standard deviation of embeddings of which guesses come true about as often as a trained prior's
 
@@ -187,18 +192,21 @@ def clocked(work: Callable[[], object], device: str) -> tuple[float, object]:
 
 def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     """One step of MaskGIT's training."""
+    images = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
+    labels = torch.arange(batch, device=device) % CLASSES
+    if writing == "repository":
+        return lgq_repository.training_step(images, labels, CODES, CLASSES, **SHAPE)
     prior = MaskGITPrior(**SPEC, **SHAPE, label_smoothing=0.1, dropout=0.0).to(device).train()  # pyright: ignore[reportArgumentType]
     if writing == "ours_compiled":
         prior.trunk.compile_blocks()
     vectors = torch.nn.Parameter(0.02 * torch.randn(OTHERS, SHAPE["width"], device=device))  # of mask and classes
     bias = torch.nn.Parameter(torch.zeros(GRID * GRID, CODES + OTHERS, device=device))
-    more = [vectors, bias] if writing == "repository" else []
+    more = [vectors, bias] if writing == "repository_way" else []
     groups = [*parameter_groups(prior, 0.045), {"params": more, "weight_decay": 0.045}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], 1e-4, (0.9, 0.96), fused=True)
     stored = torch.randint(CODES, (batch, GRID * GRID, 1), device=device)
-    images = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
-    encode = online_encoder(device) if writing == "repository" else None
-    labels, randomness = torch.arange(batch, device=device) % CLASSES, torch.Generator().manual_seed(0)
+    encode = online_encoder(device) if writing == "repository_way" else None
+    randomness = torch.Generator().manual_seed(0)
 
     def step() -> None:
         tokens = stored if encode is None else encode(images)
@@ -228,7 +236,7 @@ def loss_of_all(
 
 
 def online_encoder(device: str) -> Callable[[Tensor], Tensor]:
-    """Encodes images with the training forward of the published quantizer, as its distances and assignments are written."""
+    """Our encoder of that size, and the published quantizer's training forward."""
     config = load_config(Stage1Config, TOKENIZER, [f"quantizer.codebook_size={CODES}"])
     tokenizer = build_tokenizer(config).to(device).eval()  # pyright: ignore[reportArgumentType]
     tables = code_vectors(tokenizer)
@@ -237,12 +245,7 @@ def online_encoder(device: str) -> Callable[[Tensor], Tensor]:
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        z = tokenizer.latents(images).flatten(0, -2).float()
-        p = torch.softmax(-torch.cdist(z, codebook).square(), 1)
-        index = p.argmax(1)
-        hard, soft = F.one_hot(index, CODES).to(p.dtype) @ codebook, p @ codebook
-        torch.stack([(soft + (hard - soft)).sum(), p.square().sum(1).mean(), p.mean(0).square().sum()])  # codes, peak, usage
-        return index.view(len(images), -1, 1)
+        return lgq_repository.assign(tokenizer.latents(images).flatten(0, -2).float(), codebook).view(len(images), -1, 1)
 
     return encode
 

@@ -15,6 +15,7 @@ class Sampling:
     guidance_scale: float | None = None
     guidance_schedule: str | None = None
     temperature: float | None = None
+    final_temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     steps: int | None = None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.core.config import did_you_mean
 from pipeline.core.errors import UserError
 from stage2_prior.cross_entropy import linear_cross_entropy, linear_nats
+from stage2_prior.logits import Logits
 from stage2_prior.rows import Linear, RowMap
 
 EMBEDDED = 0.02  # standard deviation of a fresh embedding, that of the trunk's positions and classes
@@ -114,7 +115,7 @@ class Head(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class HeadLogits:
+class HeadLogits(Logits):
     """Logits at n positions, a few at a time: n x k numbers never exist together unless they are asked for together."""
 
     head: Head
@@ -134,6 +135,13 @@ class HeadLogits:
     def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s k"]:
         """Logits of index j at some of the positions, where its earlier indices have these values."""
         return self.maps[j](self.head._asked(j, self.features[places], before))
+
+    def between(self, j: int, ends: tuple[Tensor, Tensor], weight: Tensor, before: Tensor) -> Float[Tensor, "s k"]:
+        """Logits are linear in queries, so those between two queries' are the logits of a query between them: one product."""
+        start, end = (self.head._asked(j, self.features[places], before) for places in ends)
+        exact = torch.promote_types(start.dtype, torch.float32)
+        query = torch.lerp(start.to(exact), end.to(exact), weight.to(exact))
+        return self.maps[j](query.to(start.dtype)).float()
 
 
 class TiedHead(Head):

@@ -26,9 +26,20 @@ class Logits(Protocol):
         """Of index j at some of the positions, where the indices before it have these values."""
         ...
 
+    def between(
+        self,
+        j: int,
+        ends: tuple[Int[Tensor, " s"], Int[Tensor, " s"]],
+        weight: Float[Tensor, "s 1"],
+        before: Int[Tensor, "s j"],
+    ) -> Float[Tensor, "s _k"]:
+        """On the line from the logits at the first positions (weight 0) to those at the second (1), or beyond it: float32."""
+        start, end = (self(j, places, before).float() for places in ends)
+        return torch.lerp(start, end, weight)
+
 
 @dataclass(frozen=True)
-class TensorLogits:
+class TensorLogits(Logits):
     """The logits of a model that gives them all at once: a tensor "... k" per index."""
 
     tensors: list[Float[Tensor, "... _k"]]
@@ -105,11 +116,10 @@ class GuidedLogits:
         return self.branches.independent
 
     def __call__(self, j: int, places: Int[Tensor, " s"], before: Int[Tensor, "s j"]) -> Float[Tensor, "s _k"]:
-        conditional = self.branches(j, places, before).float()
         if self.scales is None:
-            return conditional
-        unconditional = self.branches(j, places + len(self.scales), before).float()
-        return torch.lerp(unconditional, conditional, self.scales[places, None])
+            return self.branches(j, places, before).float()
+        ends = (places + len(self.scales), places)
+        return self.branches.between(j, ends, self.scales[places, None], before).float()
 
 
 def guide(

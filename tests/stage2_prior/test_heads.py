@@ -77,6 +77,22 @@ def test_logits_at_some_places_are_those_rows_of_all(head):
     assert logits(1, torch.arange(20), others).equal(everywhere) == logits.independent == (len(head.chains) == 0)
 
 
+def test_logits_between_two_places_are_a_line_through_both(head):
+    """Guidance asks for them: worked out from one query, as exact as from both places' logits."""
+    head.double()
+    features, tokens = batch()
+    logits = head.logits(features.double())
+    ends = (torch.arange(10, 20), torch.arange(10))
+    for j in range(2):
+        before = tokens[:10, :j]
+        start, end = (logits(j, places, before) for places in ends)
+        for weight in (0.0, 1.0, 0.5, 3.0):
+            found = logits.between(j, ends, torch.full((10, 1), weight), before)
+            torch.testing.assert_close(found, (start + weight * (end - start)).float(), rtol=1e-5, atol=1e-5)
+            if weight in (0.0, 1.0):  # no guidance is no change
+                assert torch.equal(found, (end if weight else start).float())
+
+
 def test_probabilities_of_all_combinations_of_indices_sum_to_one(head):
     features, _ = batch(4)
     combinations = torch.cartesian_prod(*(torch.arange(size) for size in SIZES))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.core.errors import UserError
-from stage2_prior.logits import TensorLogits
+from stage2_prior.logits import Logits, TensorLogits
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
 from stage2_prior.samplers import sample_autoregressive, sample_maskgit
 from stage2_prior.sampling import UNKNOWN, ARSampling, MaskGITSampling
@@ -55,7 +55,7 @@ def test_autoregressive_sampling_reproduces_the_joint_distribution(toy, lookahea
     assert toy.total_variation(tokens) < toy.floor(N)
 
 
-class PairedLogits:
+class PairedLogits(Logits):
     """The toy's four tokens as two positions of two indices, the second of which is predicted from the first as well."""
 
     sizes, independent = (3, 3), False
@@ -87,7 +87,7 @@ def test_indices_that_depend_on_each_other_reproduce_the_joint_distribution_too(
 def test_values_drawn_for_the_first_index_do_not_say_what_is_revealed(order):
     """Index 1 is certain after a zero and open after anything else: positions with a zero must not be preferred."""
 
-    class Certain:
+    class Certain(Logits):
         sizes, independent = (3, 3), False
 
         def __call__(self, j, places, before):
@@ -163,7 +163,7 @@ def test_a_corrector_masks_its_share_of_the_sampled_tokens_and_draws_them_anew(o
 
 
 def test_the_confident_corrector_redraws_what_was_least_likely():
-    class Peaked:
+    class Peaked(Logits):
         """Position i has its most likely value with odds that grow with i; everything is drawn alike at first."""
 
         sizes, independent, asked = (2,), True, []
