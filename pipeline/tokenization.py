@@ -95,6 +95,8 @@ def tokenize(job: Job, dry_run: bool = False) -> None:
         missing = [shard for shard in shards if not writer.has(shard.split, shard.number)]
         if missing and parts > 1 and writer.finished():
             raise UserError(f"{out}: a whole store, no part; choose another --out, or mend it without --part")
+        if parts == 1 and (out / PART).exists():
+            raise UserError(f"{out}: a part of a store; choose another --out, or go on with --part")
         marked = writer.finished() or (parts > 1 and (out / PART).exists())
     # one process looks for all: the others' disks may show a shard later
     marked, missing = broadcast_object_list([marked, missing])

@@ -102,6 +102,9 @@ def test_parts_of_two_machines_join_to_the_same_store(chain, commands, command, 
         said = commands.succeed(*command, "--part", f"{number}/2").out
         assert f"{part}: 6 of 12 shards" in said
     assert "finished before" in commands.succeed(*command, "--part", "2/2").out
+    whole = commands.run(*command)
+    assert (whole.code, len(whole.error_lines)) == (2, 1) and not (parts[1] / "store.json").exists()
+    assert f"{parts[1]}: a part of a store; choose another --out, or go on with --part" in whole.err
     merge = [TOKENIZE, "--merge", *parts, "--out", tmp_path / "tokens"]
     assert "2 parts" in commands.succeed(*merge, "--dry-run").out and not (tmp_path / "tokens").exists()
     assert f"{tmp_path / 'tokens'}: 120 + 60 images" in commands.succeed(*merge).out
