@@ -16,10 +16,9 @@ from pipeline.api import load_data, prior_folder, tokenizer_folder, weights_sha2
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.token_store import read_identity
-from pipeline.steps import Step
+from pipeline.steps import MEASURED_FROM, Step, measuring
 
 MEASURED = "measured"  # the folder of the new result, or of all that eval.run leaves
-SOURCES = {"yardstick": "--data-from", "quality": "--tokenizer", "generation": "--prior"}  # of a benchmark's measurements
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def remake(recorded: Recorded, out: Path, tokenizer: Path | None = None, prior: 
         words = _evaluating(out, tokenizer, prior)
     else:
         words = _measuring(recorded, recorded.benchmark, out, tokenizer if prior is None else prior, files)
-    return Remaking(files, [*steps, Step("measure", ["python", "-m", *words], recorded.threads)])
+    return Remaking(files, [*steps, Step("measure", ["python", *words], recorded.threads)])
 
 
 def find_remade(recorded: Recorded, out: Path) -> Path:
@@ -237,7 +236,7 @@ def _of_benchmark(path: Path, result: dict[str, Any]) -> Recorded:
         raise KeyError("job.json")
     job = read_json(path.parent / "job.json")
     facts, inputs, made = _part(job, "job", dict), _part(job, "inputs", dict), {"versions": result["versions"]}
-    if _part(facts, "kind", str) not in SOURCES:
+    if _part(facts, "kind", str) not in MEASURED_FROM:
         raise ValueError("kind")
     evaluation = _part(inputs, "eval", dict) | {"images": _part(_part(result["inputs"], "config", dict), "images", int)}
     if "stage1" not in inputs:
@@ -300,16 +299,16 @@ def _tokenizing(tokens: Mapping[str, Any], tokenizer: Path, out: Path) -> list[s
 def _evaluating(out: Path, tokenizer: Path, prior: Path | None) -> list[str]:
     """`eval.run` of a tokenizer, and of a prior if there is one."""
     priors = [] if prior is None else [f"{prior}"]
-    words = ["eval.run", "--tokenizer", f"{tokenizer}", "--priors", *priors, "--out", f"{out / MEASURED}"]
+    words = ["-m", "eval.run", "--tokenizer", f"{tokenizer}", "--priors", *priors, "--out", f"{out / MEASURED}"]
     return [*words, "--config", f"{out / 'evaluation.yaml'}"]
 
 
 def _measuring(
-    recorded: Recorded, benchmark: Mapping[str, Any], out: Path, run: Path | None, files: dict[Path, Mapping[str, Any]]
+    recorded: Recorded, benchmark: Mapping[str, Any], out: Path, run: Path, files: dict[Path, Mapping[str, Any]]
 ) -> list[str]:
     """A benchmark's measurement of one job, with the settings of its benchmark that it depends on."""
     facts, inputs, config = benchmark["job"], benchmark["inputs"], out / "benchmark.yaml"
-    kind, prior = facts["kind"], facts.get("prior") or "none"
+    prior = facts.get("prior") or "none"
     files[config] = {
         "name": "reproduced",
         "stage1": "none",  # what trainings read: they are done
@@ -322,6 +321,4 @@ def _measuring(
         "images": recorded.evaluation["images"],
         **{name: inputs[name] for name in ("curve_images", "perturbations") if name in inputs},
     }
-    job = [] if facts.get("method") is None else ["--job", json.dumps(facts)]
-    words = ["eval.benchmark.measure", kind, SOURCES[kind], f"{run}", "--out", f"{out / MEASURED}", "--config", f"{config}"]
-    return [*words, *job]
+    return measuring(run, out / MEASURED, config, facts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from eval.benchmark.contract import Settings
 from eval.benchmark.plan import Kind, PlannedJob
+from pipeline.steps import measuring
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -44,10 +44,8 @@ class Commands:
 
     def measure(self, job: PlannedJob) -> list[str]:
         """Measure what the job needs."""
-        source = {"quality": "--tokenizer", "generation": "--prior", "yardstick": "--data-from"}[job.kind]
-        words = ["-m", "eval.benchmark.measure", job.kind, source, f"{self.runs / job.needs[0]}"]
-        words += ["--out", f"{self.results / 'jobs' / job.id}", "--config", f"{self.config}"]
-        return words if job.method is None else [*words, "--job", json.dumps(job.facts())]
+        out = self.results / "jobs" / job.id
+        return measuring(self.runs / job.needs[0], out, self.config, job.facts())
 
 
 KINDS: dict[Kind, Callable[[Commands, PlannedJob], list[str]]] = {
