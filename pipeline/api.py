@@ -30,6 +30,7 @@ from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.config import Stage2Config
 from stage2_prior.prior import Mixture, Prior
 from stage2_prior.priors import open_prior
+from stage2_prior.sampling import RECOMMENDED, require_options
 
 __all__ = [
     "ImageData",
@@ -87,7 +88,7 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
         described = read_json(index)
         names = described if isinstance(described, dict) else {}
         lists = [names.get(kind) for kind in ("class_names", "class_ids", "groups")]
-        return _assembled(load_tokenizer(path / "tokenizer"), load_prior(path / "prior"), lists, index)
+        return _assembled(load_tokenizer(path / "tokenizer"), load_prior(path / "prior"), lists, names.get("sampling"), index)
     folder = prior_folder(path)
     identity = read_identity(folder / "tokens.json")
     tokenizer = load_tokenizer(identity.tokenizer)
@@ -98,13 +99,16 @@ def load_pipeline(path: str | Path) -> ImageGenerator:
             f"({identity.tokenizer_sha256[:12]}); tokenize and train the prior again"
         )
     lists = [identity.class_names, identity.class_ids, identity.groups]
-    return _assembled(tokenizer, load_prior(folder), lists, folder / "tokens.json")
+    recommended = folder / RECOMMENDED
+    sampling = read_json(recommended) if recommended.exists() else None
+    return _assembled(tokenizer, load_prior(folder), lists, sampling, folder / "tokens.json")
 
 
-def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], place: Path) -> ImageGenerator:
-    """A pipeline of two parts, with the names, ids and groups of its classes that a file tells.
+def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], sampling: Any, place: Path) -> ImageGenerator:
+    """A pipeline of two parts, with the names, ids and groups of its classes that a file tells, and its options of sampling.
 
-    Raises UserError where they are no lists of texts, one for each class, and where the parts do not belong together.
+    Raises UserError where they are no lists of texts, one for each class, or no options that the prior's sampler has, and where
+    the parts do not belong together.
     """
     classes = prior.config["num_classes"]
     for held in names:
@@ -112,7 +116,8 @@ def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], place: 
             raise UserError(f"{place}: its classes have no names in a list; save or copy it again")
         if held is not None and len(held) != classes:
             raise UserError(f"{place}: names {len(held)} classes, the prior knows {classes}; save or copy it again")
-    return ImageGenerator(tokenizer, prior, *names)
+    require_options(f"{place.parent}: sampling", prior.options_type, sampling)
+    return ImageGenerator(tokenizer, prior, *names, sampling)
 
 
 def find_runs(root: str | Path, part: str) -> list[Path]:

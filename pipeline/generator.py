@@ -25,7 +25,7 @@ from pipeline.pixels import GREY, Holes, Pictures, as_output, from_masks, from_p
 from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Mixture, Prior
-from stage2_prior.sampling import UNKNOWN
+from stage2_prior.sampling import UNKNOWN, make_options
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Label = int | str | Mixture
@@ -45,7 +45,8 @@ class Request:
 class ImageGenerator(DiffusionPipeline):
     """Class-conditional images. `class_names`, `class_ids` and `groups` name the classes, in their order.
 
-    Raises UserError where the prior's tokens are not the tokenizer's.
+    sampling: options of the prior's sampler that hold where a call does not say otherwise.
+    Raises UserError where the prior's tokens are not the tokenizer's, or its sampler has no such options.
     """
 
     model_cpu_offload_seq = "prior->tokenizer"
@@ -60,12 +61,14 @@ class ImageGenerator(DiffusionPipeline):
         class_names: list[str] | None = None,
         class_ids: list[str] | None = None,
         groups: list[str] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if tokenizer.spec != prior.spec:
             raise UserError(f"the tokenizer makes {tokenizer.spec}, the prior knows {prior.spec}; use two that belong together")
         self.register_modules(tokenizer=tokenizer, prior=prior)
-        self.register_to_config(class_names=class_names, class_ids=class_ids, groups=groups)
+        self.register_to_config(class_names=class_names, class_ids=class_ids, groups=groups, sampling=sampling)
+        self.options()  # which says what is wrong with them
         self._interrupt = False
 
     @property
@@ -80,14 +83,9 @@ class ImageGenerator(DiffusionPipeline):
         return find_classes(query, names, self.config["class_ids"] or names, self.config["groups"] or names)
 
     def options(self, **changes: Any) -> Any:
-        """The sampling options of this prior, with changes; None leaves a default. UserError for an option it has not."""
-        kind = self.prior.options_type
-        known = {field.name for field in dataclasses.fields(kind)}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        for name in changes:
-            if name not in known:
-                raise UserError(f"{name}: {type(self.prior).__name__} has no such option; it has {', '.join(sorted(known))}")
-        return kind(**changes)
+        """The pipeline's own options of sampling, with changes; None leaves them. UserError for an option that there is not."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return make_options(self.prior.options_type, (self.config["sampling"] or {}) | given)
 
     @torch.no_grad()
     def __call__(

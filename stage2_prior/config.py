@@ -36,6 +36,8 @@ class Stage2Config:
     """A prior's training. All intervals are in images; `batch_size` is that of all processes together.
 
     tokens:      the token store; the prior's TokenSpec and classes are those of the store.
+    prior:       its name and options, and `sampling`: those of its sampler that hold, once it is finished, where a command does
+                 not say otherwise.
     micro_batch: images that a process works on at a time (None: its whole share); results are the same.
     compile:     the blocks by torch.compile, which takes half a minute at the start; results differ by rounding.
     """

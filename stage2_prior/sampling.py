@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -17,6 +18,7 @@ from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 # (steps done, steps in all, tokens, UNKNOWN where they are not sampled yet) -> the tokens to go on with, None to stop there.
 # A step may be several: of AR in raster order it is a token of the sample that has fewest.
 Progress = Callable[[int, int, Tensor], Tensor | None]
+RECOMMENDED = "sampling.json"  # beside a finished prior: options that its samples are drawn with where nobody says otherwise
 RASTER = "raster"  # the order in which autoregressive priors learn tokens, unless they learn any
 MOST = 1e4  # of what logits are multiplied by
 TEMPERATURES = f"give 0, or {1 / MOST:g} to {MOST:g}"
@@ -85,6 +87,30 @@ class SamplingOptions:
         """What drawing has to know besides each token's temperature."""
         final = self.temperature if self.final_temperature is None else self.final_temperature
         return Cut(min(self.temperature, final), max(self.temperature, final), self.top_k, self.top_p)
+
+
+def make_options(kind: type[SamplingOptions], given: Mapping[str, Any]) -> SamplingOptions:
+    """Options of a kind of sampler; UserError for a name that it has not, and for values that cannot be."""
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{name}: {kind.__name__} has no such option; it has {', '.join(sorted(known))}")
+    try:
+        return kind(**given)
+    except TypeError:
+        raise UserError(f"{dict(given)}: not what the options of {kind.__name__} are made of") from None
+
+
+def require_options(place: str, kind: type[SamplingOptions], given: Any) -> None:
+    """UserError that names the place where this is neither None nor a mapping of options that a kind of sampler has."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise UserError(f"{place}: {given!r:.100}; give names of options with their values")
+    try:
+        make_options(kind, given)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from pipeline.core.token_store import TokenStore
 from stage2_prior.config import Stage2Config
 from stage2_prior.prior import Noise, Prior
 from stage2_prior.priors import build_prior
+from stage2_prior.sampling import RECOMMENDED, require_options
 
 
 def train(config: Stage2Config) -> Path:
@@ -163,12 +164,14 @@ def new_prior(config: Stage2Config, store: TokenStore) -> Prior:
     vectors = store.code_vectors()
     dims = None if vectors is None else [table.shape[1] for table in vectors]
     try:
-        prior = build_prior(num_classes=store.num_classes, code_dims=dims, **store.spec.to_dict(), **config.prior)
+        options = {name: value for name, value in config.prior.items() if name != "sampling"}
+        prior = build_prior(num_classes=store.num_classes, code_dims=dims, **store.spec.to_dict(), **options)
     except TypeError as error:
         problem = str(error).rpartition("() ")[2]
         raise UserError(f"config.prior: {problem}; see configs/prior/{config.prior['name']}.yaml") from None
     if vectors is not None:
         prior.codes.start(vectors)
+    require_options("config.prior.sampling", prior.options_type, config.prior.get("sampling"))
     return prior
 
 
@@ -223,6 +226,8 @@ def export(prior: Prior, folder: Path, config: Stage2Config, store: TokenStore) 
     with new_folder(folder) as aside:
         prior.save_pretrained(aside)
         write_json(aside / "tokens.json", asdict(store.identity))
+        if config.prior.get("sampling"):
+            write_json(aside / RECOMMENDED, config.prior["sampling"])
         write_origin(aside, config, tokens=config.tokens)
 
 

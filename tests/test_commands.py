@@ -126,6 +126,7 @@ MISTAKES = {
     "truncated tokens": mistake(*S2, says="damaged shard", spoil=truncate("tokens/train/00001/*.arrow")),
     "misspelt prior": mistake(*S2, "prior=maskgitt", says="did you mean maskgit?"),
     "misspelt option of a prior": mistake(*S2, "prior.depht=1", says="depht"),
+    "misspelt option of a sampler": mistake(*S2, "prior.sampling.stepz=1", says="prior.sampling: stepz: MaskGITSampling"),
     "tokens of another tokenizer": mistake(
         *[TRAIN2, "run={runs.ar}", "tokens={runs.tokens}", "prior=ar", "{stage2}"],
         says="tokens of tokenizer 0000",

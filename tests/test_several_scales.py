@@ -83,7 +83,7 @@ def test_a_saved_next_scale_pipeline_makes_the_same_images(several, tmp_path):
     for again in (load_pipeline(tmp_path), ImageGenerator.from_pretrained(tmp_path)):
         (repeated,) = again(**arguments, return_dict=False)  # pyright: ignore[reportCallIssue]
         assert torch.equal(repeated, tokens)
-    with pytest.raises(UserError, match="steps: NextScalePrior has no such option"):
+    with pytest.raises(UserError, match="steps: NextScaleSampling has no such option"):
         generator([1], num_inference_steps=4)
 
 

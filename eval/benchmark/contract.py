@@ -30,7 +30,7 @@ from pipeline.core.run_folder import FREE_SETTINGS
 
 WIDTH = 120  # of the page, in characters
 NUMBERS = ("bits/image", "encoder", "quantizer", "decoder")  # columns that are set to the right
-MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", *FREE_SETTINGS)
+MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", "prior.sampling", *FREE_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Settings:
 
     def prior_settings(self, seed: int) -> list[str]:
         """What the command line of a prior's training says, but for its folder and its tokens."""
-        return [*self.config.stage2_settings, f"seed={seed}"]
+        return [*self.config.stage2_settings, f"seed={seed}", "prior.sampling=null"]  # the judge says how samples are drawn
 
     def inputs(self, job: PlannedJob) -> dict[str, Any]:
         """Every setting that decides what a job makes; where it works and how fast is none.
@@ -282,7 +282,10 @@ def _row(settings: Settings, method: Method, bits: float) -> Row:
 
 
 def _decisive(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in (*FREE_SETTINGS, "tokens")}
+    kept = {key: value for key, value in values.items() if key not in (*FREE_SETTINGS, "tokens")}
+    if "prior" in kept:
+        kept["prior"] = {name: value for name, value in kept["prior"].items() if name != "sampling"}
+    return kept
 
 
 def _given(settings: Sequence[str]) -> dict[str, list[str]]:

@@ -27,9 +27,10 @@ PACKAGES = (
     *("torch", "torchvision", "accelerate", "diffusers", "transformers", "datasets"),
     *("torch-fidelity", "numpy", "constriction"),
 )
-# settings that say where and how fast to work, not what to compute: they may change when a run goes on
+# settings that say where and how fast to work, or what to do with the result: they may change when a run goes on
 FREE_SETTINGS = (
     *("run", "workers", "report_every", "snapshot_every", "keep_snapshots", "tracker", "micro_batch", "max_bad_steps"),
+    "sampling",
 )
 
 

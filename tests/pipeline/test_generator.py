@@ -59,6 +59,26 @@ def test_a_saved_pipeline_makes_the_same_images(generator, tmp_path):
         load_pipeline(tmp_path)
 
 
+def test_a_prior_brings_options_of_sampling_which_calls_may_change(runs, tmp_path):
+    file = runs.maskgit / "prior/sampling.json"
+    assert load_pipeline(runs.maskgit).options().order == "halton"  # as the training was told
+    file.unlink()
+    plain = load_pipeline(runs.maskgit)
+    assert plain.options().order == "confidence"
+    file.write_text('{"steps": 2, "guidance_scale": 2.5, "guidance_interval": [0, 0.5]}')
+    generator = load_pipeline(runs.maskgit)
+    generator.save_pretrained(tmp_path)
+    expected = pixels(plain, [1], [3], num_inference_steps=2, guidance_scale=2.5, guidance_interval=[0, 0.5])
+    for again in (generator, ImageGenerator.from_pretrained(tmp_path), load_pipeline(tmp_path)):
+        assert (again.options().steps, again.options(steps=3).guidance_scale) == (2, 2.5)
+        assert np.array_equal(pixels(again, [1], [3]), expected)  # pyright: ignore[reportArgumentType]
+    mistakes = {'{"stepz": 2}': "stepz: .* no such option", "[2]": "give names of options", '{"steps": "2"}': "steps"}
+    for wrong, message in mistakes.items():
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=f"{file.parent}: sampling: .*{message}"):
+            load_pipeline(runs.maskgit)
+
+
 def test_classes_go_by_number_and_name(generator):
     assert generator.classes(7) == [7] and generator.classes("St") == [4, 8]
     with pytest.raises(UserError, match="the nearest: heart"):
