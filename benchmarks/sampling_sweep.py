@@ -38,7 +38,7 @@ from pipeline.core.config import load_config
 from pipeline.core.files import read_json, write_json
 from pipeline.core.run_folder import versions
 
-AXES: dict[str, dict[str, list[Any]]] = {
+AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its values, or what changes together
     "maskgit": {
         "order": ["confidence", "halton", "random", "entropy"],
         "steps": [4, 8, 12, 16, 32],
@@ -47,7 +47,7 @@ AXES: dict[str, dict[str, list[Any]]] = {
         "guidance_schedule": ["constant", "linear", "power_cosine"],
         "temperature": [0.8, 0.9, 1.0, 1.1],
         "final_temperature": [0.8],
-        "choice_temperature": [1.0, 4.5, 9.0],
+        "confidence": [{"order": "confidence", "choice_temperature": value} for value in (1.0, 9.0)],
     },
     "ar": {
         "guidance_scale": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
@@ -74,7 +74,8 @@ def main() -> None:
     judge = build_judge(arguments.tokenizer, load_config(EvalConfig, arguments.config, ["seed=1", *arguments.settings]))
     for path in arguments.priors:
         axes = AXES[SAMPLING[type(load_prior(path)).__name__]]
-        plans = [{}, *({name: value} for name, values in axes.items() for value in values)]
+        values = [(name, value) for name, values in axes.items() for value in values]
+        plans = [{}, *(value if isinstance(value, dict) else {name: value} for name, value in values)]
         measure_all(judge, arguments.tokenizer, path, plans, arguments.out)
 
 

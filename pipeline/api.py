@@ -117,7 +117,8 @@ def _assembled(tokenizer: Tokenizer, prior: Prior, names: Sequence[Any], samplin
         if held is not None and len(held) != classes:
             raise UserError(f"{place}: names {len(held)} classes, the prior knows {classes}; save or copy it again")
     require_options(f"{place.parent}: sampling", prior.options_type, sampling)
-    return ImageGenerator(tokenizer, prior, *names, sampling)
+    class_names, class_ids, groups = names
+    return ImageGenerator(tokenizer, prior, class_names, class_ids, groups, sampling)
 
 
 def find_runs(root: str | Path, part: str) -> list[Path]:

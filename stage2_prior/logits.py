@@ -43,7 +43,10 @@ class TensorLogits(Logits):
     """The logits of a model that gives them all at once: a tensor "... k" per index."""
 
     tensors: list[Float[Tensor, "... _k"]]
-    independent = True
+
+    @property
+    def independent(self) -> bool:
+        return True
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -101,7 +104,7 @@ class OrderedLogits(Protocol):
 
 
 @dataclass(frozen=True)
-class GuidedLogits:
+class GuidedLogits(Logits):
     """Float32 logits of two branches, the conditional one's first, combined with a scale for every place; or of one branch."""
 
     branches: Logits

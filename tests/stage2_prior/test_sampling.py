@@ -58,7 +58,7 @@ def test_autoregressive_sampling_reproduces_the_joint_distribution(toy, lookahea
 class PairedLogits(Logits):
     """The toy's four tokens as two positions of two indices, the second of which is predicted from the first as well."""
 
-    sizes, independent = (3, 3), False
+    sizes, independent = (3, 3), False  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, toy, tokens, masked, positions):
         self.toy, self.tokens, self.masked, self.positions = toy, tokens, masked, positions
@@ -88,7 +88,7 @@ def test_values_drawn_for_the_first_index_do_not_say_what_is_revealed(order):
     """Index 1 is certain after a zero and open after anything else: positions with a zero must not be preferred."""
 
     class Certain(Logits):
-        sizes, independent = (3, 3), False
+        sizes, independent = (3, 3), False  # pyright: ignore[reportAssignmentType]
 
         def __call__(self, j, places, before):
             logits = torch.zeros(len(places), 3)
@@ -166,7 +166,7 @@ def test_the_confident_corrector_redraws_what_was_least_likely():
     class Peaked(Logits):
         """Position i has its most likely value with odds that grow with i; everything is drawn alike at first."""
 
-        sizes, independent, asked = (2,), True, []
+        sizes, independent, asked = (2,), True, []  # pyright: ignore[reportAssignmentType]
 
         def __init__(self, positions):
             self.positions = positions
