@@ -1,7 +1,10 @@
 """The LGQ repository's side of `benchmarks.prior`, written again plainly after its code (KurbanIntelligenceLab/LGQ, 9d78742).
 
 Sizes are those of its run at 256 px with 16,384 codes (shell/slurm/train_lgq.sh, train_maskgit_lmb.sh): an encoder of 128, then
-256 channels to 16 x 16 latents of 64, a transformer of 12 post-norm layers x 512. Dropout is left out, as it is from ours.
+256 channels to 16 x 16 latents of 64, a transformer of 12 post-norm layers x 512, AdamW not fused. Left out: dropout, as from
+ours, and some passes over the n x k assignment that only fill statistics. Other than there: an optimizer's step for every
+batch, not for every fourth (at 8 images on a CPU a few hundredths of the time), and on a GPU bfloat16 and cuDNN, both of which
+its code does without.
 """
 
 from __future__ import annotations
@@ -60,15 +63,15 @@ class Encoder(nn.Sequential):
 
 @torch.no_grad()
 def assign(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Int[Tensor, " n"]:
-    """Indices of latents by the training forward of LGQ's quantizer, whose codes and losses nobody looks at."""
+    """Indices of latents by the training forward of LGQ's quantizer, whose codes, perplexities and losses nobody looks at."""
     p = torch.softmax(-torch.cdist(z, codebook).square(), 1)
     index, usage = p.argmax(1), p.mean(0)
     hard = torch.zeros_like(p).scatter_(1, index[:, None], 1.0)
     soft = p @ codebook
     codes = soft + (codebook[index] - soft)
-    perplexities = [-(u.clamp_min(EPS) * u.clamp_min(EPS).log()).sum() for u in (usage, hard.mean(0))]
-    losses = [F.mse_loss(codes, z), F.relu(1 - p.square().sum(1)).mean(), usage.square().sum() * len(codebook)]
-    torch.stack([*perplexities, *losses])
+    for u in (usage, hard.mean(0)):
+        (u.clamp_min(EPS) * u.clamp_min(EPS).log()).sum()
+    F.mse_loss(codes, z), F.relu(1 - p.square().sum(1)).mean(), usage.square().sum() * len(codebook)
     return index
 
 
@@ -99,6 +102,9 @@ class Transformer(nn.Module):
         self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(depth)))
         self.prediction = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=EPS))
         self.bias = nn.Parameter(torch.zeros(places, vocabulary))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, tokens: Int[Tensor, "b t"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Cross-entropy of all tokens of images of these classes, seen or masked: one masked share for all."""

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: a process of its own for each case, and the peak of its memory."""
+"""What the benchmarks measure with: a process of its own for each case, the peak of its memory, a file of one device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
 
 
 def in_a_process(module: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +55,17 @@ def forget_peak() -> None:
 
 
 def device_name(device: str) -> str:
-    """The processor's name and number of cores, or the GPU's name."""
+    """The processor's name, the instructions that torch takes, and its threads; or the GPU's name."""
     if device != "cpu":
         return torch.cuda.get_device_name()
     model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{model[0] if model else 'CPU'}, {torch.get_num_threads()} threads"
+    return f"{model[0] if model else 'CPU'}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def opened(out: Path, device: str, **first: Any) -> dict[str, Any]:
+    """What earlier commands measured on this device, or `first` and no rows; UserError for a file of another device."""
+    name = device_name(device)
+    result = read_json(out) if out.exists() else {"device": name, **first, "rows": []}
+    if result["device"] != name:
+        raise UserError(f"{out}: measured on {result['device']}, and this is {name}; give another --out")
+    return result

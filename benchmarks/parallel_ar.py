@@ -2,9 +2,10 @@
 
 The prior of configs/stage2/ar_parallel_demo.yaml, which learnt random orders, draws 1, 2, 4 and 8 tokens a step, in an order
 that fills the picture evenly and in a random one; beside it that of configs/stage2/ar_demo.yaml, which learnt the raster order
-only, token after token. Same labels, seeds, reference and guidance, those of configs/eval/demo.yaml. What the summary adds
-is each distance (gFD, KID) beyond the plain prior's, whose error takes the two sides for independent. Writes
-results/parallel_ar.json, and goes on if it exists. One training of each prior: what a seed of it does is not in the errors.
+only, token after token. Same labels, seeds and reference, those of configs/eval/demo.yaml, and the guidance that both priors
+bring, which is the same in their configurations. What the summary adds is each distance (gFD, KID) beyond the plain prior's,
+whose error takes the two sides for independent. Writes results/parallel_ar.json, and goes on if it exists. One training of
+each prior: what a seed of it does is not in the errors.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"))
     parser.add_argument("--plain", type=Path, default=Path("runs/demo/ar"), help="an AR prior in raster order")
     parser.add_argument("--parallel", type=Path, default=Path("runs/demo/ar_parallel"), help="one that learnt random orders")
-    parser.add_argument("--config", default="configs/eval/demo.yaml", help="images, measures and guidance")
+    parser.add_argument("--config", default="configs/eval/demo.yaml", help="images and measures")
     parser.add_argument("--out", type=Path, default=Path("results/parallel_ar.json"))
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top, e.g. ar.guidance_scale=2")
     arguments = parser.parse_intermixed_args()

@@ -4,10 +4,11 @@ The sizes are those of the LGQ repository's MaskGIT: 12 layers x 512, 8 heads, 2
 for nothing of what is timed looks at their values. In float32 on the CPU, bfloat16 on a GPU. The parts:
 
   training   images a second of one AdamW step.
-             `repository`: what the LGQ repository does, with its own encoder and transformer (benchmarks/lgq_repository.py):
+             `lgq_repository`: what that repository does, with its own encoder and transformer (benchmarks/lgq_repository.py):
              encodes the images in every step, with the quantizer's training forward (n x k distances and assignment), and
              works out logits of all tokens, seen ones too, over codes, mask and classes, with a bias for each at each place;
-             `repository_way`: the same with our trunk, and the encoder of configs/stage1/imagenet256_f16.yaml;
+             `repository_way`: such work with our trunk, loss, optimizer and encoder (configs/stage1/imagenet256_f16.yaml); in
+             older results `repository`;
              `all_logits`: our trunk, tokens from a store, but the logits of all tokens;
              `ours`: logits and loss of masked tokens only; `ours_compiled`: with the blocks compiled (`compile: true`).
              Layout of memory as each has it, no dropout in any.
@@ -51,12 +52,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import lgq_repository
-from benchmarks.measuring import device_name, in_a_process
+from benchmarks.measuring import device_name, in_a_process, opened
 from pipeline.api import load_prior, prior_folder, weights_sha256
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import write_json
 from pipeline.core.run_folder import read_stats, versions
 from pipeline.tokenization import code_vectors
 from stage1_tokenizer.config import Stage1Config
@@ -76,7 +77,7 @@ PARALLEL_STEPS = 24
 OTHERS = 1 + CLASSES + 1  # entries of the repository's vocabulary that are no codes
 EVERY = 16  # tokens, of which one is timed without a cache
 CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a time
-    "training": {"repository": [8], "repository_way": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
+    "training": {"lgq_repository": [8], "repository_way": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
     "maskgit": {"amused": [4], "ours": [4], "ours_halton": [4]},
     "ar": {"uncached": [4], "llama": [4], "llama_static": [4], "ours": [4]},
     "ahead": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
@@ -84,7 +85,7 @@ CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a tim
     "parallel": {"ours": [1, 4], "ours_parallel": [1, 4]},
 }
 PEERS = {
-    "training": ["repository", "repository_way", "all_logits"],
+    "training": ["lgq_repository", "repository_way", "all_logits"],
     "maskgit": ["amused"],
     "ar": ["uncached", "llama", "llama_static"],
 }
@@ -105,10 +106,9 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(measure(**arguments.case)))
         return
-    name = device_name(arguments.device)
-    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", name.lower())
+    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", device_name(arguments.device).lower())
     out = arguments.out or Path(f"results/prior_{slug}.json")
-    result = read_json(out) if out.exists() else {"device": name, "settings": settings(), "rows": []}
+    result = opened(out, arguments.device, settings=settings())
     if "ahead" in arguments.parts:
         result["trained"] = trained_settings(arguments.prior)
     done = {key(row) for row in result["rows"]}
@@ -194,7 +194,7 @@ def training(writing: str, batch: int, device: str) -> Callable[[], object]:
     """One step of MaskGIT's training."""
     images = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
     labels = torch.arange(batch, device=device) % CLASSES
-    if writing == "repository":
+    if writing == "lgq_repository":
         return lgq_repository.training_step(images, labels, CODES, CLASSES, **SHAPE)
     prior = MaskGITPrior(**SPEC, **SHAPE, label_smoothing=0.1, dropout=0.0).to(device).train()  # pyright: ignore[reportArgumentType]
     if writing == "ours_compiled":

@@ -1,9 +1,10 @@
 """Which sampling options serve the demo's priors best:  python -m benchmarks.sampling_sweep
 
-Samples from finished priors, one option at a time changed from the options of configs/eval/demo.yaml, and measures what the
-evaluation measures, against the same reference, but by default with other labels and seeds (seed=1), so that the evaluation
-is no judge of what was chosen to please it. Settings on top move the start. Writes results/sampling_sweep.json, and goes on if
-it exists. With the same seeds in all rows, the error of a difference is smaller than the errors of its two sides suggest.
+Samples from finished priors, one option at a time changed from those that the prior brings (`prior.sampling`; settings on top,
+maskgit.steps=16, replace them), and measures what the evaluation measures, but by default with other labels, seeds and
+reference images (seed=1), so that the evaluation is no judge of what was chosen to please it. Writes
+results/sampling_sweep.json, and goes on if it exists; the committed one started from maskgit.schedule=arccos. With the same
+seeds in all rows, the error of a difference is smaller than the errors of its two sides suggest.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its valu
         "temperature": [0.8, 0.9, 1.0, 1.1],
         "final_temperature": [0.8],
         "confidence": [{"order": "confidence", "choice_temperature": value} for value in (1.0, 9.0)],
+        "cosine": [{"schedule": "cosine"} | more for more in ({"guidance_scale": 4.0}, {"steps": 12}, {"temperature": 0.9})],
     },
     "ar": {
         "guidance_scale": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
@@ -66,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Sweep the sampling options of the demo's priors, one at a time.")
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"))
     parser.add_argument("--priors", type=Path, nargs="+", default=[Path("runs/demo/maskgit"), Path("runs/demo/ar")])
-    parser.add_argument("--config", default="configs/eval/demo.yaml", help="the options to start from")
+    parser.add_argument("--config", default="configs/eval/demo.yaml", help="images and measures")
     parser.add_argument("--out", type=Path, default=Path("results/sampling_sweep.json"))
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top, e.g. maskgit.order=halton")
     arguments = parser.parse_intermixed_args()
@@ -113,9 +115,8 @@ def measure(judge: Judge, model: ImageGenerator, options: dict[str, Any]) -> dic
     labels = judge.sample_labels()
     first = 1_000_000 * (judge.config.seed + 1)  # the seeds of an evaluation
     clock = time.monotonic()
-    batches = list(
-        model.batches(labels.tolist(), range(first, first + len(labels)), model.options(**options), judge.config.batch_size)
-    )
+    seeds, sampling = range(first, first + len(labels)), model.options(brought=False, **options)
+    batches = list(model.batches(labels.tolist(), seeds, sampling, judge.config.batch_size))
     seconds = time.monotonic() - clock
     found = extract(batches, judge.extractor, len(labels), "features of samples")
     metrics = set_metrics(found, labels, judge.reference, judge.probes, judge.extractor, judge.config.kid_subsets)

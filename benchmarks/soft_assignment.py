@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measuring import Memory, device_name, in_a_process
+from benchmarks.measuring import Memory, device_name, in_a_process, opened
 from benchmarks.soft_assignment_plot import draw
 from pipeline.core.command import run_command
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import write_json
 from pipeline.core.run_folder import versions
 from stage1_tokenizer.quantizers.assignment.tiles import tile_sizes, tiles
 from stage1_tokenizer.quantizers.estimators import straight_through
@@ -70,10 +70,9 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(measure(Case(**arguments.case))))
         return
-    name = device_name(arguments.device)
-    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", name.lower())
+    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", device_name(arguments.device).lower())
     out = arguments.out or Path(f"results/soft_assignment_{slug}.json")
-    result = read_json(out) if out.exists() else {"device": name, "threads": torch.get_num_threads(), "rows": []}
+    result = opened(out, arguments.device, threads=torch.get_num_threads())
     done = {key(row) for row in result["rows"]}
     for repeat in range(arguments.repeats):
         for case in cases(arguments.device, arguments.codes):

@@ -10,7 +10,8 @@ from pipeline.core.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of a prior's sampler; None leaves the sampler's default, and an option that it has not is an error."""
+    """Options of a prior's sampler; None leaves what the prior brings or else the sampler's default, and an option that it has
+    not is an error."""
 
     guidance_scale: float | None = None
     guidance_schedule: str | None = None

@@ -168,7 +168,8 @@ def usage_curve(usage: CodeUsage, most: int = SHOWN_CODES) -> dict[str, Any]:
 
 
 def sampling_options(model: ImageGenerator, config: EvalConfig, **changes: Any) -> Any:
-    """How a prior samples: the configuration's options of its kind, with changes. UserError for an option it has not."""
+    """How a prior samples: the configuration's options of its kind on top of those that it brings (brought=False: of the
+    sampler's defaults, so that a benchmark alone says how all priors sample), with changes. UserError for one it has not."""
     return model.options(**dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__])) | changes)
 
 

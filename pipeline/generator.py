@@ -25,7 +25,7 @@ from pipeline.pixels import GREY, Holes, Pictures, as_output, from_masks, from_p
 from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.prior import Mixture, Prior
-from stage2_prior.sampling import UNKNOWN, make_options
+from stage2_prior.sampling import UNKNOWN, make_options, require_options
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Label = int | str | Mixture
@@ -68,7 +68,7 @@ class ImageGenerator(DiffusionPipeline):
             raise UserError(f"the tokenizer makes {tokenizer.spec}, the prior knows {prior.spec}; use two that belong together")
         self.register_modules(tokenizer=tokenizer, prior=prior)
         self.register_to_config(class_names=class_names, class_ids=class_ids, groups=groups, sampling=sampling)
-        self.options()  # which says what is wrong with them
+        require_options("sampling", prior.options_type, sampling)
         self._interrupt = False
 
     @property
@@ -82,10 +82,14 @@ class ImageGenerator(DiffusionPipeline):
         names = self.config["class_names"] or numbers
         return find_classes(query, names, self.config["class_ids"] or names, self.config["groups"] or names)
 
-    def options(self, **changes: Any) -> Any:
-        """The pipeline's own options of sampling, with changes; None leaves them. UserError for an option that there is not."""
+    def options(self, brought: bool = True, **changes: Any) -> Any:
+        """The options of sampling that the prior brings, with changes; None leaves an option as it is.
+
+        brought: False starts from the sampler's defaults instead. Raises UserError for an option that there is not.
+        """
         given = {name: value for name, value in changes.items() if value is not None}
-        return make_options(self.prior.options_type, (self.config["sampling"] or {}) | given)
+        own = self.config["sampling"] if brought else None
+        return make_options(self.prior.options_type, {**(own or {}), **given})
 
     @torch.no_grad()
     def __call__(
@@ -106,6 +110,7 @@ class ImageGenerator(DiffusionPipeline):
         class_labels: a number, a name that one class has, or a Mixture of two classes; one label alone goes for all seeds.
         seeds: default 0, 1, …; or drawn from `generator`, one for all images or one each.
         num_inference_steps, guidance_scale: the sampler's `steps` and `guidance_scale`; its other options go by their names.
+        What is not given is as the prior brings it (`options`).
         output_type: "pil", "np" (float in [0, 1] "b y x 3"), "pt" (that as "b 3 y x") or "latent" (tokens "b t d").
         callback_on_step_end: called as diffusers does, (pipeline, step, timestep, tensors) -> tensors; timestep counts the
         steps to come (in raster order the tokens), the tensors are "tokens", -1 where still unknown: those known may be

@@ -38,7 +38,7 @@ With the package lgq-pipeline installed, and without a network:
 from pipeline.api import load_pipeline
 
 generator = load_pipeline("{folder}")
-images = generator(class_labels={labels}, seeds=[0, 1], guidance_scale=2.0).images
+images = generator(class_labels={labels}, seeds=[0, 1]).images
 ```
 
 `ImageGenerator.from_pretrained` loads the folder too, and so does diffusers by itself:

@@ -15,8 +15,9 @@ from typing import Any
 from pipeline.api import load_data, prior_folder, tokenizer_folder, weights_sha256
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+from pipeline.core.measurement import MEASURED_FROM, measuring
 from pipeline.core.token_store import read_identity
-from pipeline.steps import MEASURED_FROM, Step, measuring
+from pipeline.steps import Step
 
 MEASURED = "measured"  # the folder of the new result, or of all that eval.run leaves
 
@@ -203,10 +204,10 @@ def table(rows: list[Compared]) -> str:
 
 
 def changes(recorded: Recorded, remade: Path) -> list[str]:
-    """What ran then and now, where it differs: the code, packages, the machine."""
+    """What ran then and now, where it differs: the code, packages, the machine, and the options of sampling."""
     then, now = (
-        {**versions, **versions.get("packages", {})}
-        for versions in (recorded.result["versions"], read_json(remade)["versions"])
+        {**result["versions"], **result["versions"].get("packages", {}), **result["inputs"].get("sampling", {})}
+        for result in (recorded.result, read_json(remade))
     )
     return [f"{name} {then[name]}, now {now.get(name)}" for name in then if name != "packages" and then[name] != now.get(name)]
 

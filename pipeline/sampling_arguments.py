@@ -12,7 +12,7 @@ MOST_SEEDS, MOST_ZOOM = 10_000, 128
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """What every command that samples asks for: class, seeds, pipeline, and the sampler's options."""
+    """What every command that samples asks for: class, seeds, pipeline, and the sampler's options on top of the prior's own."""
     parser.add_argument(
         "--class", dest="query", required=True, metavar="CLASS", help="a number, a name, or a part of a name that several share"
     )
@@ -28,15 +28,19 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
+    parser.add_argument(
+        "--sampler-defaults", action="store_true", help="forget the options that the prior brings (prior.sampling) for these"
+    )
     parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times (default: to 128 pixels or more)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sampled, then stop")
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampler's options among the parsed ones, None where its default holds; UserError for a zoom that cannot be."""
+    """The sampler's options among the parsed ones, None where they stay as they are; UserError for a zoom that cannot be."""
     if arguments.zoom is not None and not 1 <= arguments.zoom <= MOST_ZOOM:
         raise UserError(f"--zoom: {arguments.zoom}; give 1 or more, up to {MOST_ZOOM}")
     return {
+        "brought": not arguments.sampler_defaults,
         "steps": arguments.steps,
         "guidance_scale": arguments.guidance,
         "temperature": arguments.temperature,

@@ -29,7 +29,7 @@ CELL = 128  # pixels that a cell has at least, small images enlarged
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to sample: `options` are the sampler's, None where its default holds."""
+    """What to sample: `options` are the sampler's, None where what the prior brings holds."""
 
     query: str
     seeds: list[int]

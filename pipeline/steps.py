@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.command import Interrupted, stop_with_launcher
 from pipeline.core.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
-MEASURED_FROM = {"yardstick": "--data-from", "quality": "--tokenizer", "generation": "--prior"}  # kind -> what the run is
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,6 @@ def run_steps(steps: Sequence[Step], dry_run: bool = False) -> None:
         print(f"\n[{number}/{len(steps)}] {step.title}\n$ {threads}{shlex.join(step.command)}", flush=True)
         if not dry_run:
             _run(step)
-
-
-def measuring(run: Path, out: Path, config: Path, facts: Mapping[str, Any]) -> list[str]:
-    """The words, from `-m` on, that measure a run for the job of a benchmark that these facts describe."""
-    kind = facts["kind"]
-    module = ["-m", "eval.benchmark.measure", kind, MEASURED_FROM[kind], f"{run}", "--out", f"{out}", "--config", f"{config}"]
-    return module if facts.get("method") is None else [*module, "--job", json.dumps(facts)]
 
 
 def words(step: Step) -> list[str]:

@@ -136,7 +136,13 @@ class HeadLogits(Logits):
         """Logits of index j at some of the positions, where its earlier indices have these values."""
         return self.maps[j](self.head._asked(j, self.features[places], before))
 
-    def between(self, j: int, ends: tuple[Tensor, Tensor], weight: Tensor, before: Tensor) -> Float[Tensor, "s k"]:
+    def between(
+        self,
+        j: int,
+        ends: tuple[Int[Tensor, " s"], Int[Tensor, " s"]],
+        weight: Float[Tensor, "s 1"],
+        before: Int[Tensor, "s j"],
+    ) -> Float[Tensor, "s k"]:
         """Logits are linear in queries, so those between two queries' are the logits of a query between them: one product."""
         start, end = (self.head._asked(j, self.features[places], before) for places in ends)
         exact = torch.promote_types(start.dtype, torch.float32)

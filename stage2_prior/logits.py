@@ -122,7 +122,7 @@ class GuidedLogits(Logits):
         if self.scales is None:
             return self.branches(j, places, before).float()
         ends = (places + len(self.scales), places)
-        return self.branches.between(j, ends, self.scales[places, None], before).float()
+        return self.branches.between(j, ends, self.scales[places, None], before)
 
 
 def guide(

@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from pipeline.core.config import require_kinds
 from pipeline.core.errors import UserError
 from stage2_prior.drawing import Cut
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
@@ -20,6 +21,7 @@ from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 Progress = Callable[[int, int, Tensor], Tensor | None]
 RECOMMENDED = "sampling.json"  # beside a finished prior: options that its samples are drawn with where nobody says otherwise
 RASTER = "raster"  # the order in which autoregressive priors learn tokens, unless they learn any
+INTERVAL = "give 0 <= from <= to <= 1"
 MOST = 1e4  # of what logits are multiplied by
 TEMPERATURES = f"give 0, or {1 / MOST:g} to {MOST:g}"
 UNKNOWN = -1  # the value of a token that is to be sampled
@@ -61,8 +63,8 @@ class SamplingOptions:
         _require(0 <= self.guidance_scale <= MOST, "guidance_scale", self.guidance_scale, f"give 0 or more, up to {MOST:g}")
         _choose("guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
         _require(0 < self.guidance_power < math.inf, "guidance_power", self.guidance_power, "give more than 0")
-        start, end = self.guidance_interval
-        _require(0 <= start <= end <= 1, "guidance_interval", self.guidance_interval, "give 0 <= from <= to <= 1")
+        interval = tuple(self.guidance_interval)
+        _require(len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1, "guidance_interval", interval, INTERVAL)
         _require(_finite_logits(self.temperature), "temperature", self.temperature, TEMPERATURES)
         final = self.final_temperature
         _require(final is None or _finite_logits(final), "final_temperature", final, f"{TEMPERATURES}, or leave it out")
@@ -95,21 +97,19 @@ def make_options(kind: type[SamplingOptions], given: Mapping[str, Any]) -> Sampl
     for name in given:
         if name not in known:
             raise UserError(f"{name}: {kind.__name__} has no such option; it has {', '.join(sorted(known))}")
-    try:
-        return kind(**given)
-    except TypeError:
-        raise UserError(f"{dict(given)}: not what the options of {kind.__name__} are made of") from None
+    return kind(**given)
 
 
 def require_options(place: str, kind: type[SamplingOptions], given: Any) -> None:
-    """UserError that names the place where this is neither None nor a mapping of options that a kind of sampler has."""
+    """UserError that names the place where this, from a file, is neither None nor options that a kind of sampler takes."""
     if given is None:
         return
     if not isinstance(given, Mapping):
         raise UserError(f"{place}: {given!r:.100}; give names of options with their values")
     try:
+        require_kinds(kind.__name__, kind, {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
         make_options(kind, given)
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"{place}: {error}") from None
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.core.command import Interrupted, Interruption
 from pipeline.core.config import to_yaml
 from pipeline.core.errors import UserError
-from pipeline.core.files import new_folder, write_json
+from pipeline.core.files import new_folder, read_json, write_json
 from pipeline.core.launch import (
     agreed_signal,
     reduced,
@@ -36,7 +36,7 @@ from pipeline.core.step_guard import Averages, StepGuard, marked, step_if
 from pipeline.core.token_store import TokenStore
 from stage2_prior.config import Stage2Config
 from stage2_prior.prior import Noise, Prior
-from stage2_prior.priors import build_prior
+from stage2_prior.priors import PRIORS, build_prior
 from stage2_prior.sampling import RECOMMENDED, require_options
 
 
@@ -52,6 +52,8 @@ def train(config: Stage2Config) -> Path:
     progress = [finished.exists(), *snapshots(run.snapshots)]
     require_agreement(accelerator, settings=to_yaml(config), progress=progress, tokens=store.identity)
     if finished.exists():
+        if accelerator.is_main_process:
+            bring_options(finished, config)
         accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")
         return finished
     interruption = Interruption()
@@ -229,6 +231,22 @@ def export(prior: Prior, folder: Path, config: Stage2Config, store: TokenStore) 
         if config.prior.get("sampling"):
             write_json(aside / RECOMMENDED, config.prior["sampling"])
         write_origin(aside, config, tokens=config.tokens)
+
+
+def bring_options(folder: Path, config: Stage2Config) -> None:
+    """Give a finished prior the options of sampling that its configuration names now, and say so in its record.
+
+    Raises UserError where its sampler has no such options.
+    """
+    record, sampling = read_json(folder / "training.json"), config.prior.get("sampling")
+    trained = record.get("config", {}).get("prior")
+    if trained is None or trained.get("sampling") == sampling:
+        return
+    require_options("config.prior.sampling", PRIORS[config.prior["name"]].options_type, sampling)
+    write_json(folder / RECOMMENDED, sampling or {})
+    trained["sampling"] = sampling
+    write_json(folder / "training.json", record)
+    print(f"{folder}: brings {sampling or 'no options'} for its sampler from now on")
 
 
 def dry_run(config: Stage2Config) -> str:

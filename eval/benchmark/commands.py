@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.benchmark.contract import Settings
 from eval.benchmark.plan import Kind, PlannedJob
-from pipeline.steps import measuring
+from pipeline.core.measurement import measuring
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -30,6 +30,7 @@ from pipeline.core.run_folder import FREE_SETTINGS
 
 WIDTH = 120  # of the page, in characters
 NUMBERS = ("bits/image", "encoder", "quantizer", "decoder")  # columns that are set to the right
+# the judge says how samples are drawn, whatever options a prior brings
 MAY_DIFFER = ("quantizer", "backbone.latent_norm", "seed", "tokens", "prior.sampling", *FREE_SETTINGS)
 
 
@@ -107,7 +108,7 @@ class Settings:
 
     def prior_settings(self, seed: int) -> list[str]:
         """What the command line of a prior's training says, but for its folder and its tokens."""
-        return [*self.config.stage2_settings, f"seed={seed}", "prior.sampling=null"]  # the judge says how samples are drawn
+        return [*self.config.stage2_settings, f"seed={seed}"]
 
     def inputs(self, job: PlannedJob) -> dict[str, Any]:
         """Every setting that decides what a job makes; where it works and how fast is none.

@@ -34,7 +34,7 @@ def generation(bench: Bench, model: ImageGenerator, scales: tuple[float, ...], r
     model.to(judge.device)
     curve = [_curve_point(bench, model, scale) for scale in scales]
     chosen = choose_guidance(scales, [point["kid"] for point in curve])
-    options = sampling_options(model, judge.config, guidance_scale=chosen)
+    options = sampling_options(model, judge.config, brought=False, guidance_scale=chosen)
 
     small: list[Tensor] = []
     saved = Saved(bench.pictures, "images")
@@ -95,7 +95,7 @@ def choose_guidance(scales: Sequence[float], distances: Sequence[float]) -> floa
 
 def _curve_point(bench: Bench, model: ImageGenerator, scale: float) -> dict[str, Any]:
     judge, count = bench.judge, bench.config.curve_images
-    options = sampling_options(model, judge.config, guidance_scale=scale)
+    options = sampling_options(model, judge.config, brought=False, guidance_scale=scale)
     labels, seeds = judge.sample_labels(count), judge.sample_seeds(count, CHOICE_SEEDS)
     batches = (batch.cpu() for batch in model.batches(labels.tolist(), seeds, options, judge.config.batch_size))
     found = extract(batches, judge.extractor, count, f"samples at guidance {scale:g}")

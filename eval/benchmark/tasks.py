@@ -96,7 +96,8 @@ def _generation(order: Order) -> Task:
     inputs = {
         "prior_sha256": weights_sha256(prior_folder(order.run)),
         "tokenizer_sha256": identity["tokenizer_sha256"],
-        "sampling": asdict(sampling_options(model, order.eval_config, guidance_scale=scales[0])) | {"guidance_scale": None},
+        "sampling": asdict(sampling_options(model, order.eval_config, brought=False, guidance_scale=scales[0]))
+        | {"guidance_scale": None},
         "guidance": list(scales),
         "curve_images": order.config.curve_images,
     }

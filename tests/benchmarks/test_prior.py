@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from benchmarks import lgq_repository
+from benchmarks.measuring import device_name, opened
 from benchmarks.parallel_ar import loss
 from benchmarks.prior import summary
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_json
 
 
 def row(part, writing, seconds, **more):
@@ -26,6 +33,31 @@ def test_the_summary_takes_medians_and_scales_to_the_tokens_a_pass_of_the_traine
     assert found["ahead_large", "ours"]["times_llama_static"] == 4.0
     assert found["ahead_large", "ours"]["at_trained"] == {"times_llama_static": 2.0}
     assert "at_trained" not in summary(rows[-2:])[-1]
+
+
+def test_the_repositorys_networks_have_its_parameters_and_its_step_learns():
+    """Counts of its own classes at these sizes, commit 9d78742: Encoder(3, 128, 64), BidirectionalTransformer."""
+    with torch.device("meta"):
+        networks = lgq_repository.Encoder(), lgq_repository.Transformer(16384, 1000, 12, 512, 8)
+    assert [sum(each.numel() for each in network.parameters()) for network in networks] == [13_995_712, 51_594_730]
+    transformer = lgq_repository.Transformer(16, 3, 1, 32, 2)
+    tokens, labels = torch.randint(16, (2, 256)), torch.tensor([0, 2])
+    loss = transformer(tokens, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(16 + 2 + 3), rel=0.3) and transformer.bias.grad is not None
+    z, codebook = torch.randn(20, 4), torch.randn(9, 4)
+    assert torch.equal(lgq_repository.assign(z, codebook), torch.cdist(z, codebook).argmin(1))
+
+
+def test_a_result_file_is_of_one_device(tmp_path):
+    out = tmp_path / "result.json"
+    first = opened(out, "cpu", settings={"steps": 1})
+    assert first["rows"] == [] and first["settings"] == {"steps": 1} and first["device"] == device_name("cpu")
+    write_json(out, first | {"rows": [1]})
+    assert opened(out, "cpu", settings={})["rows"] == [1]
+    write_json(out, first | {"device": "abacus"})
+    with pytest.raises(UserError, match=f"{out}: measured on abacus, and this is .*; give another --out"):
+        opened(out, "cpu")
 
 
 def test_what_a_parallel_prior_loses_is_a_difference_with_the_errors_of_both_sides():

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.api import ImageGenerator, load_pipeline
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
 from pipeline.pixels import to_uint8
 
 
@@ -71,12 +72,34 @@ def test_a_prior_brings_options_of_sampling_which_calls_may_change(runs, tmp_pat
     expected = pixels(plain, [1], [3], num_inference_steps=2, guidance_scale=2.5, guidance_interval=[0, 0.5])
     for again in (generator, ImageGenerator.from_pretrained(tmp_path), load_pipeline(tmp_path)):
         assert (again.options().steps, again.options(steps=3).guidance_scale) == (2, 2.5)
+        assert again.options(brought=False) == plain.options()
         assert np.array_equal(pixels(again, [1], [3]), expected)  # pyright: ignore[reportArgumentType]
-    mistakes = {'{"stepz": 2}': "stepz: .* no such option", "[2]": "give names of options", '{"steps": "2"}': "steps"}
+    mistakes = {
+        '{"stepz": 2}': "stepz: .* no such option",
+        "[2]": "give names of options",
+        '{"steps": "2"}': "steps: '2' is no int",
+        '{"top_k": 900.0}': "top_k: 900.0 is no int or null",
+        '{"guidance_interval": [0, 0.5, 1]}': "guidance_interval: .*give 0 <= from <= to <= 1",
+    }
     for wrong, message in mistakes.items():
         file.write_text(wrong)
         with pytest.raises(UserError, match=f"{file.parent}: sampling: .*{message}"):
             load_pipeline(runs.maskgit)
+
+
+def test_a_finished_prior_is_given_other_options_by_its_trainings_command(runs, commands, settings):
+    again = ("stage2_prior.train", f"run={runs.maskgit}", f"tokens={runs.tokens}", "prior=maskgit", *settings.stage2)
+    weights = (runs.maskgit / "prior/diffusion_pytorch_model.safetensors").read_bytes()
+    said = commands.succeed(*again, "prior.sampling.steps=5", "prior.sampling.top_k=null").out
+    assert "'steps': 5" in said and "finished before" in said
+    options = load_pipeline(runs.maskgit).options()
+    assert (options.steps, options.order) == (5, "halton")
+    assert read_json(runs.maskgit / "prior/training.json")["config"]["prior"]["sampling"]["steps"] == 5
+    failed = commands.run(*again, "prior.sampling.steps=none")
+    assert failed.code == 2 and "config.prior.sampling: MaskGITSampling.steps: 'none' is no int; give one" in failed.err
+    assert "no options" in commands.succeed(*again, "prior.sampling=null").out
+    assert load_pipeline(runs.maskgit).options().steps == 12
+    assert (runs.maskgit / "prior/diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
 def test_classes_go_by_number_and_name(generator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_logits_between_two_places_are_a_line_through_both(head):
             torch.testing.assert_close(found, (start + weight * (end - start)).float(), rtol=1e-5, atol=1e-5)
             if weight in (0.0, 1.0):  # no guidance is no change
                 assert torch.equal(found, (end if weight else start).float())
+
+
+@pytest.mark.parametrize("bits, tolerance", [(32, 1e-5), (16, 2e-2)])
+def test_logits_between_two_places_are_as_exact_as_the_type_of_the_product(head, bits, tolerance):
+    features, tokens = batch()
+    ends, weight, before = (torch.arange(10, 20), torch.arange(10)), torch.full((10, 1), 3.0), tokens[:10, :1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bits == 16):
+        found = head.logits(features, head.maps(packed=True)).between(1, ends, weight, before)
+        exact = copy.deepcopy(head).double()
+        with torch.autocast("cpu", enabled=False):
+            expected = exact.logits(features.double()).between(1, ends, weight, before)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_probabilities_of_all_combinations_of_indices_sum_to_one(head):
