@@ -3,8 +3,8 @@
 Samples from finished priors, one option at a time changed from those that the prior brings (`prior.sampling`; settings on top,
 maskgit.steps=16, replace them), and measures what the evaluation measures, but by default with other labels, seeds and
 reference images (seed=1), so that the evaluation is no judge of what was chosen to please it. Writes
-results/sampling_sweep.json, and goes on if it exists; the committed one started from maskgit.schedule=arccos. With the same
-seeds in all rows, the error of a difference is smaller than the errors of its two sides suggest.
+results/sampling_sweep.json, and goes on if it exists. With the same seeds in all rows, the error of a difference is smaller
+than the errors of its two sides suggest.
 """
 
 from __future__ import annotations
