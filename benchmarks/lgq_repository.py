@@ -71,7 +71,9 @@ def assign(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Int[Tenso
     codes = soft + (codebook[index] - soft)
     for u in (usage, hard.mean(0)):
         (u.clamp_min(EPS) * u.clamp_min(EPS).log()).sum()
-    F.mse_loss(codes, z), F.relu(1 - p.square().sum(1)).mean(), usage.square().sum() * len(codebook)
+    F.mse_loss(codes, z)
+    F.relu(1 - p.square().sum(1)).mean()
+    usage.square().sum().mul(len(codebook))
     return index
 
 
