@@ -95,6 +95,9 @@ def test_a_finished_prior_is_given_other_options_by_its_trainings_command(runs, 
     options = load_pipeline(runs.maskgit).options()
     assert (options.steps, options.order) == (5, "halton")
     assert read_json(runs.maskgit / "prior/training.json")["config"]["prior"]["sampling"]["steps"] == 5
+    shown = ("pipeline.sample", "--pipeline", runs.maskgit, "--class", "star", "--out", runs.maskgit / "x.png", "--dry-run")
+    assert "steps=5" in commands.succeed(*shown).out and "steps=3" in commands.succeed(*shown, "--steps", 3).out
+    assert "steps=12" in commands.succeed(*shown, "--sampler-defaults").out
     failed = commands.run(*again, "prior.sampling.steps=none")
     assert failed.code == 2 and "config.prior.sampling: MaskGITSampling.steps: 'none' is no int; give one" in failed.err
     assert "no options" in commands.succeed(*again, "prior.sampling=null").out
