@@ -58,7 +58,8 @@ def test_tokenization_keeps_its_whole_shards(chain, commands, tmp_path, number, 
 def test_an_evaluation_keeps_its_finished_parts(chain, commands, tmp_path, number, code, words):
     out = tmp_path / "eval"
     few = ["images=40", "reference_images=40", "kid_subsets=2", "shown_images=4", "shown_groups=2", "shown_per_group=2"]
-    command = ("eval.run", *few, "--tokenizer", chain.tokenizer, "--priors", "--out", out)
+    slow = ["batch_size=1"]  # so that seconds are left when the first part is there
+    command = ("eval.run", *few, *slow, "--tokenizer", chain.tokenizer, "--priors", chain.ar, "--out", out)
     environment = {"LGQ_CACHE": f"{tmp_path}/cache"}
     pid = commands.start(*command, environment=environment)
     stopped = commands.stop_when(pid, lambda: (out / "validation/result.json").exists(), number)
