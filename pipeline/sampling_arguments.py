@@ -20,7 +20,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="RUN", help="a prior's run or a saved pipeline (default: the newest below runs/)")
     parser.add_argument("--prior", choices=("maskgit", "ar", "var"), help="the kind of prior, where --pipeline is not given")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT, or of an AR prior that knows random orders")
+    parser.add_argument("--schedule", metavar="NAME", help="how many tokens each step reveals: arccos, cosine, linear, …")
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale: 1 none, 0 unconditional")
+    parser.add_argument("--guidance-schedule", metavar="NAME", help="how it rises: constant, linear, power_cosine")
     parser.add_argument("--temperature", type=float, metavar="T", help="of the softmax: 1 as learned, 0 the likeliest tokens")
     parser.add_argument("--choice-temperature", type=float, metavar="T", help="of MaskGIT's choice of what to reveal")
     parser.add_argument(
@@ -42,7 +44,9 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "brought": not arguments.sampler_defaults,
         "steps": arguments.steps,
+        "schedule": arguments.schedule,
         "guidance_scale": arguments.guidance,
+        "guidance_schedule": arguments.guidance_schedule,
         "temperature": arguments.temperature,
         "choice_temperature": arguments.choice_temperature,
         "order": arguments.order,
