@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+import stage2_prior.priors  # noqa: F401  (diffusers loads the parts of a pipeline from modules that are there already)
 from pipeline import editing
 from pipeline.core.data.labels import find_classes
 from pipeline.core.errors import UserError

@@ -24,14 +24,14 @@ LOADING = """
 import sys
 import numpy as np
 from diffusers import DiffusionPipeline
-from pipeline.api import ImageGenerator, load_pipeline
 
-for folder in sys.argv[1:]:
-    loaded = [
-        load_pipeline(folder),
-        ImageGenerator.from_pretrained(folder),
-        DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True),
-    ]
+folders = sys.argv[1:]
+alone = [DiffusionPipeline.from_pretrained(each, custom_pipeline=each, trust_remote_code=True) for each in folders]
+
+from pipeline.api import ImageGenerator, load_pipeline  # only now: the folders have to bring what they need
+
+for folder, first in zip(folders, alone):
+    loaded = [first, load_pipeline(folder), ImageGenerator.from_pretrained(folder)]
     assert [type(pipeline) is ImageGenerator for pipeline in loaded] == [True] * 3
     np.save(folder + ".npy", np.stack([pipeline(["star", 2], [3, 4], output_type="np").images for pipeline in loaded]))
 """
