@@ -11,7 +11,7 @@ from pipeline.core.errors import UserError
 LARGEST = 2**20
 EXAMPLES = """examples:
   python -m pipeline.compress encode a.png b.png --out two.lgq           tokens under the newest prior, as few bits as it allows
-  python -m pipeline.compress encode a.png --class sahara --out a.lgq --pipeline runs/demo/ar
+  python -m pipeline.compress encode a.png --class 98 --out a.lgq --pipeline runs/demo/ar
   python -m pipeline.compress decode two.lgq --out pictures              pictures/00000.png, pictures/00001.png
   python -m pipeline.compress decode two.lgq --out pictures --images 1   that one alone
   python -m pipeline.compress measure --pipeline runs/demo/ar            bits per pixel of the store's validation images

@@ -263,5 +263,5 @@ def only_class(model: ImageGenerator, query: str) -> int:
     classes = model.classes(query)
     if len(classes) > 1:
         names = ", ".join(described(model, label) for label in classes[:4])
-        raise UserError(f"--class: {query!r} are {len(classes)} classes ({names}, …); give one")
+        raise UserError(f"--class: {query!r} means {len(classes)} classes ({names}, …); give the number of one")
     return classes[0]

@@ -171,7 +171,7 @@ MISTAKES = {
     "no run": (["encode", "{file}", "--out", "x"], "runs: no finished prior"),
     "steps of a prior without": (["encode", "{file}", "--out", "x", "--pipeline", "{ar}", "--steps", "3"], "coding.steps: "),
     "misspelt order": (["measure", "--pipeline", "{maskgit}", "--order", "hilton"], "choose one of random, halton"),
-    "several classes": (["encode", "{file}", "--out", "x", "--pipeline", "{ar}", "--class", "st"], "are 2 classes"),
+    "several classes": (["encode", "{file}", "--out", "x", "--pipeline", "{ar}", "--class", "st"], "means 2 classes"),
     "no batch": (["encode", "{file}", "--out", "x", "--batch-size", "0"], "--batch-size: 0; give 1 or more"),
     "no images": (["measure", "--images", "0"], "--images: 0; give 1 or more"),
     "no JSON": (["measure", "--out", "rate.lgq"], "ends in .json"),
