@@ -62,6 +62,12 @@ def device_name(device: str) -> str:
     return f"{model[0] if model else 'CPU'}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
+def result_file(benchmark: str, device: str) -> Path:
+    """Where a benchmark writes by default: cpu, or the GPU's name, behind its own."""
+    slug = "cpu" if device == "cpu" else re.sub(r"\W+", "_", device_name(device).lower())
+    return Path(f"results/{benchmark}_{slug}.json")
+
+
 def opened(out: Path, device: str, **first: Any) -> dict[str, Any]:
     """What earlier commands measured on this device, or `first` and no rows; UserError for a file of another device."""
     name = device_name(device)

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -52,7 +51,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import lgq_repository
-from benchmarks.measuring import device_name, in_a_process, opened
+from benchmarks.measuring import in_a_process, opened, result_file
 from pipeline.api import load_prior, prior_folder, weights_sha256
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
@@ -106,8 +105,7 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(measure(**arguments.case)))
         return
-    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", device_name(arguments.device).lower())
-    out = arguments.out or Path(f"results/prior_{slug}.json")
+    out = arguments.out or result_file("prior", arguments.device)
     result = opened(out, arguments.device, settings=settings())
     if "ahead" in arguments.parts:
         result["trained"] = trained_settings(arguments.prior)

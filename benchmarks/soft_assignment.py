@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import statistics
 import time
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measuring import Memory, device_name, in_a_process, opened
+from benchmarks.measuring import Memory, in_a_process, opened, result_file
 from benchmarks.soft_assignment_plot import draw
 from pipeline.core.command import run_command
 from pipeline.core.files import write_json
@@ -70,8 +69,7 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(measure(Case(**arguments.case))))
         return
-    slug = "cpu" if arguments.device == "cpu" else re.sub(r"\W+", "_", device_name(arguments.device).lower())
-    out = arguments.out or Path(f"results/soft_assignment_{slug}.json")
+    out = arguments.out or result_file("soft_assignment", arguments.device)
     result = opened(out, arguments.device, threads=torch.get_num_threads())
     done = {key(row) for row in result["rows"]}
     for repeat in range(arguments.repeats):
