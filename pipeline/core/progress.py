@@ -11,10 +11,18 @@ from tqdm import tqdm
 _BARS: WeakSet[tqdm[Any]] = WeakSet()
 
 
+class Bar(tqdm):
+    """A tqdm that a signal may interrupt while it is made: half made it has nothing to close, yet tqdm's `__del__` tries to."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "start_t"):  # what tqdm's constructor sets last
+            super().__del__()
+
+
 def progress_bar(total: int, description: str, unit: str = "img", start: int = 0, enabled: bool = True) -> tqdm[Any]:
     """A bar on standard error; where that is a file, a line every ten seconds in place of many a second."""
     terminal = sys.stderr.isatty()
-    bar = tqdm(
+    bar = Bar(
         total=total,
         initial=start,
         desc=description,
