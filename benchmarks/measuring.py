@@ -1,7 +1,8 @@
-"""What the benchmarks measure with: a process of its own for each case, the peak of its memory, a file of one device."""
+"""What the benchmarks share: a command line, a process of its own for each case, the peak of memory, a file of one device."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import re
@@ -14,6 +15,10 @@ import torch
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
+from pipeline.core.run_folder import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+CHANGES = "+changes"
 
 
 def in_a_process(module: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -62,16 +67,50 @@ def device_name(device: str) -> str:
     return f"{model[0] if model else 'CPU'}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
+def slug(device: str) -> str:
+    """A device's name as part of a file's: "Intel(R) Xeon(R) Processor, AVX512, 2 threads" is intel_xeon_avx512_2_threads."""
+    words = re.findall(r"\w+", re.sub(r"\((R|TM)\)", "", device).lower())
+    return "_".join(word for word in words if word not in ("cpu", "processor"))
+
+
 def result_file(benchmark: str, device: str) -> Path:
-    """Where a benchmark writes by default: cpu, or the GPU's name, behind its own."""
-    slug = "cpu" if device == "cpu" else re.sub(r"\W+", "_", device_name(device).lower())
-    return Path(f"results/{benchmark}_{slug}.json")
+    """Where a benchmark writes by default: a file for each device, so that none is refused for another's numbers."""
+    return Path(f"results/{benchmark}_{slug(device_name(device))}.json")
 
 
-def opened(out: Path, device: str, **first: Any) -> dict[str, Any]:
-    """What earlier commands measured on this device, or `first` and no rows; UserError for a file of another device."""
-    name = device_name(device)
-    result = read_json(out) if out.exists() else {"device": name, **first, "rows": []}
-    if result["device"] != name:
-        raise UserError(f"{out}: measured on {result['device']}, and this is {name}; give another --out")
+def opened(out: Path, device: str, **settings: Any) -> dict[str, Any]:
+    """What earlier commands measured on this device with these settings, or these and no rows; UserError for any other.
+
+    Warns where code that no commit has is about to be measured for results/.
+    """
+    wanted = json.loads(json.dumps({"device": device_name(device), **settings}))  # as it will be read: lists for tuples
+    result = read_json(out) if out.exists() else {**wanted, "rows": []}
+    for name, value in wanted.items():
+        found = result.get(name, "not told")
+        if found != value:
+            raise UserError(f"{out}: its {name} is {found}, and here it is {value}; give another --out")
+    code = measured_by()["code"] or ""
+    if code.endswith(CHANGES) and out.resolve().is_relative_to(ROOT / "results"):
+        print(f"warning: the code has changes that are not committed, and {out} will say so: {code}", file=sys.stderr)
     return result
+
+
+def measured_by() -> dict[str, Any]:
+    """`versions`, but a commit is not called changed for its results and texts: going on with a result file changes that."""
+    found = versions()
+    if found["code"] is not None:
+        command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!results", ":!*.md"]
+        changed = subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+        found["code"] = found["code"].removesuffix(CHANGES) + (CHANGES if changed else "")
+    return found
+
+
+def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks.NAME`, whose help is that module's docstring."""
+    title, _, text = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=title.partition(":  python")[0],
+        epilog=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from benchmarks import lgq_repository
-from benchmarks.measuring import device_name, opened
 from benchmarks.parallel_ar import loss
 from benchmarks.prior import summary
-from pipeline.core.errors import UserError
-from pipeline.core.files import write_json
 
 
 def row(part, writing, seconds, **more):
@@ -47,17 +44,6 @@ def test_the_repositorys_networks_have_its_parameters_and_its_step_learns():
     assert loss.item() == pytest.approx(math.log(16 + 2 + 3), rel=0.3) and transformer.bias.grad is not None
     z, codebook = torch.randn(20, 4), torch.randn(9, 4)
     assert torch.equal(lgq_repository.assign(z, codebook), torch.cdist(z, codebook).argmin(1))
-
-
-def test_a_result_file_is_of_one_device(tmp_path):
-    out = tmp_path / "result.json"
-    first = opened(out, "cpu", settings={"steps": 1})
-    assert first["rows"] == [] and first["settings"] == {"steps": 1} and first["device"] == device_name("cpu")
-    write_json(out, first | {"rows": [1]})
-    assert opened(out, "cpu", settings={})["rows"] == [1]
-    write_json(out, first | {"device": "abacus"})
-    with pytest.raises(UserError, match=f"{out}: measured on abacus, and this is .*; give another --out"):
-        opened(out, "cpu")
 
 
 def test_what_a_parallel_prior_loses_is_a_difference_with_the_errors_of_both_sides():
