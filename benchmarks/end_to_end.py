@@ -4,7 +4,7 @@
 2. Steps of each training under torch's profiler, as shares of the time between two optimizer steps (the profiler itself slows a
    step): the forward pass with all that is no other, backward, the optimizer, waiting for data, and what is outside torch.
 3. The data alone, without a model: how many times faster it comes than a training asks for it.
-Writes results/end_to_end_<device>.json and prints a table.
+Writes results/end_to_end_DEVICE.json, in place of what an earlier run wrote there, and prints a table.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measuring import device_name, in_a_process
+from benchmarks.measuring import command_line, device_name, in_a_process, measured_by, opened, result_file
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.data.images import ImageDataset, image_batches
 from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
-from pipeline.core.run_folder import versions
 from pipeline.core.token_store import TokenStore
 from pipeline.demo import steps
 from pipeline.steps import words
@@ -53,9 +52,9 @@ CONFIGS = {
 
 def main() -> None:
     """Parse the command line, then run the demo and the profiles, or one profile as a child."""
-    parser = argparse.ArgumentParser(description="Time the demo from end to end, and profile both trainings.")
+    parser = command_line("end_to_end", __doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/end_to_end"), help="a new folder (default: runs/end_to_end)")
-    parser.add_argument("--out", type=Path, help="default: results/end_to_end_<device>.json")
+    parser.add_argument("--out", type=Path, help="default: results/end_to_end_DEVICE.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -64,13 +63,14 @@ def main() -> None:
     if arguments.run.exists():
         raise UserError(f"--run: {arguments.run} exists, and what is finished takes no time; delete it, or give a new folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result: dict[str, Any] = {"device": device_name(device), "versions": versions(), "demo": demo(arguments.run)}
+    out = arguments.out or result_file("end_to_end", device)
+    opened(out, device)  # before the minutes that it takes
+    result: dict[str, Any] = {"device": device_name(device), "versions": measured_by(), "demo": demo(arguments.run)}
     result["reached"] = reached(arguments.run / "eval")
     result["profiles"] = {}
     for part in CONFIGS:
         case = {"part": part, "tokens": f"{arguments.run / 'tokens'}"}
         result["profiles"][part] = in_a_process("benchmarks.end_to_end", case)
-    out = arguments.out or Path(f"results/end_to_end_{device}.json")
     write_json(out, result)
     print(f"{table(result)}\n{out}")
 

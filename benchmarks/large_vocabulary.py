@@ -4,7 +4,8 @@ A MaskGIT of size nano on 16 x 16 random tokens of K codes, for every head, trai
 logits of all masked positions exist at once) and chunked (ours). Training is also measured with torch's own
 linear_cross_entropy where that is there. Each measurement is a process of its own; the rounds are interleaved and the medians
 taken. Seconds are the processor's on a CPU, so that other work on the machine counts little, and the clock's elsewhere.
-Memory is the peak beyond what lies there before: weights, moments, tokens. Writes results/large_vocabulary_<device>.json.
+Memory is the peak beyond what lies there before: weights, moments, tokens. Writes results/large_vocabulary_DEVICE.json, and
+goes on if it exists. results/large_vocabulary_cpu.json is older: medians only, of a processor that it does not name.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import Memory, in_a_process
+from benchmarks.measuring import Memory, command_line, in_a_process, measured_by, opened, result_file
 from pipeline.core.command import run_command
 from pipeline.core.files import write_json
-from pipeline.core.run_folder import versions
 from stage2_prior import cross_entropy, heads
 from stage2_prior.maskgit import MaskGITPrior
 from stage2_prior.sampling import MaskGITSampling
 from stage2_prior.training import parameter_groups
 
 GRID, CODE_CHANNELS, CLASSES = 16, 16, 10
+CODES = (16_384, 65_536, 262_144)
 SMOOTHING = 0.1
 TORCH_UP_TO = 65_536  # codes: beyond, torch's own takes minutes a step on a CPU
+WHAT = (
+    "rows: processes; summary: medians over them; seconds of the processor (of the clock on a GPU); "
+    "megabytes at the peak beyond what lay there before (weights, moments, tokens)"
+)
 
 
 def plain(features: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -62,16 +67,16 @@ WRITINGS: dict[str, Callable[..., Tensor]] = {
 
 def main() -> None:
     """Parse the command line, then measure everything, or one case as a child."""
-    parser = argparse.ArgumentParser(description="Time and peak memory of a prior by the size of its vocabulary.")
-    parser.add_argument("--codes", type=int, nargs="+", default=[16_384, 65_536, 262_144])
-    parser.add_argument("--heads", nargs="+", choices=heads.HEADS, default=list(heads.HEADS))
+    parser = command_line("large_vocabulary", __doc__)
+    parser.add_argument("--codes", type=int, nargs="+", default=CODES, help=f"sizes of the vocabulary (default: {CODES})")
+    parser.add_argument("--heads", nargs="+", choices=heads.HEADS, default=list(heads.HEADS), help="default: every head")
     parser.add_argument("--images", type=int, default=4, help="in a training step (default: 4)")
     parser.add_argument("--samples", type=int, default=2, help="images sampled together (default: 2)")
     parser.add_argument("--steps", type=int, default=2, help="timed training steps of a process (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case (default: 3)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="default: results/large_vocabulary_DEVICE.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -81,45 +86,44 @@ def main() -> None:
 
 
 def measure_all(arguments: argparse.Namespace) -> None:
-    """Every case, `rounds` times in turn; the medians go into the result file as the rounds are finished."""
-    device = arguments.device if arguments.device == "cpu" else torch.cuda.get_device_name().replace(" ", "_").lower()
-    out = arguments.out or Path(f"results/large_vocabulary_{device}.json")
+    """The rows that the result file lacks, round by round, with the medians over the rounds."""
+    if arguments.device == "cpu":
+        torch.set_num_threads(arguments.threads)  # which are part of the device's name
+    out = arguments.out or result_file("large_vocabulary", arguments.device)
     writings = [name for name in WRITINGS if name != "torch" or hasattr(F, "linear_cross_entropy")]
     common = {name: getattr(arguments, name) for name in ("images", "samples", "steps", "device", "threads")}
-    cases = [
-        {"codes": codes, "head": head, "writing": writing, **common}
-        for codes in arguments.codes
-        for head in arguments.heads
-        for writing in writings
-        if writing != "torch" or codes <= TORCH_UP_TO
-    ]
-    found: list[list[dict[str, float]]] = [[] for _ in cases]
-    for number in range(arguments.rounds):
-        for case, results in zip(cases, found, strict=True):
-            results.append(in_a_process("benchmarks.large_vocabulary", case))
-            label = f"K = {case['codes']:7,d}  {case['head']:9s}  {case['writing']:8s}"
-            print(f"round {number + 1}  {label}  {results[-1]}", flush=True)
-        rows = [
-            {key: case[key] for key in ("codes", "head", "writing")} | medians(results)
-            for case, results in zip(cases, found, strict=True)
-        ]
-        write_json(
-            out,
-            {
-                "what": "medians over processes; seconds of the processor (of the clock on a GPU); "
-                "megabytes at the peak beyond what lay there before (weights, moments, tokens)",
-                "rounds": number + 1,
-                "settings": common | {"grid": GRID, "code_channels": CODE_CHANNELS, "size": "nano"},
-                "machine": platform.processor() or platform.machine(),
-                "rows": rows,
-                "versions": versions(),
-            },
-        )
+    settings = common | {"grid": GRID, "code_channels": CODE_CHANNELS, "size": "nano"}
+    result = {"what": WHAT} | opened(out, arguments.device, settings=settings)
+    done = {key(row) for row in result["rows"]}
+    for number, codes, head, writing in product(range(arguments.rounds), arguments.codes, arguments.heads, writings):
+        case = {"codes": codes, "head": head, "writing": writing}
+        if key(case | {"round": number}) in done or (writing == "torch" and codes > TORCH_UP_TO):
+            continue
+        found = in_a_process("benchmarks.large_vocabulary", case | common)
+        result["rows"].append({**case, "round": number, **found})
+        result |= {"versions": measured_by(), "summary": summary(result["rows"])}
+        write_json(out, result)
+        print(f"round {number + 1}  K = {codes:7,d}  {head:9s}  {writing:8s}  {found}", flush=True)
+    for row in result.get("summary", []):
+        print(row)
 
 
-def medians(results: list[dict[str, float]]) -> dict[str, float]:
-    """Of each number; those that a case has not stay away."""
-    return {key: round(statistics.median(result[key] for result in results), 4) for key in results[0]}
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes a measurement the same as another."""
+    return tuple(row[name] for name in ("codes", "head", "writing", "round"))
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians over the rounds of each case; a number that a case has not stays away."""
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(key(row | {"round": 0}), []).append(row)
+    entries = []
+    for (codes, head, writing, _), found in cases.items():
+        names = [name for name in found[0] if name not in ("codes", "head", "writing", "round")]
+        medians = {name: round(statistics.median(row[name] for row in found), 4) for name in names}
+        entries.append({"codes": codes, "head": head, "writing": writing, "rounds": len(found), **medians})
+    return entries
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
