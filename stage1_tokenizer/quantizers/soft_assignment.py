@@ -57,10 +57,17 @@ def soft_assign(
         codes that weigh nothing left out: memory grows with n + k; "triton", the same fused, for GPUs; "auto", the fastest.
 
     The usage is that of these vectors: `global_batch.global_mean` of it is that of all processes', with exact gradient.
-    Gradient flows to z, codebook, temperature, widths, values and prior. ValueError for an unknown similarity or backend.
+    Gradient flows to z, codebook, temperature, widths, values and prior, once: none of gradients, but for "dense". ValueError
+    for an unknown similarity or backend, a temperature that is not above 0, or other numbers than float32 and float64.
     """
     one_of("soft_assign.similarity", similarity, SIMILARITIES)
     one_of("soft_assign.backend", backend, ("auto", *BACKENDS))
+    if z.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"soft_assign.z: {z.dtype}; logits cancel, so give float32 or float64")
+    if codebook.dtype != z.dtype:
+        raise ValueError(f"soft_assign.codebook: {codebook.dtype}; give {z.dtype}, as z is")
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(f"soft_assign.temperature: {temperature}; give one above 0")
     values = codebook if values is None and similarity == "cosine" else values
     collected = z[:, :0] if collected is None else collected.detach()
     with torch.autocast(z.device.type, enabled=False):

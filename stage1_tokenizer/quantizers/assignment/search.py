@@ -19,6 +19,7 @@ GROUP = 16  # codes whose largest score is compared with the margin at once
 MOST_GROUPS = 0.6  # of the groups of a tile: with more, most codes of the tile are within the margin, or nearly
 PRUNED = 1 << 16  # codes listed in a tile: with fewer, none is dropped before the end
 MOST = 1 / 32  # of the codes may be within the margin on average: with more, computing all of them costs less
+FEW = 4  # per vector are listed in any case: hard assignments have lists even among few codes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def margin(k: int, dtype: torch.dtype) -> float:
 
 def most_listed(n: int, k: int, channels: int) -> float:
     """Codes per vector on average: few, and of all together no more than the vectors and the codes have numbers."""
-    return min(MOST * k, (1 + k / n) * channels)
+    return min(max(MOST * k, FEW), (1 + k / n) * channels)
 
 
 def least_logit(dtype: torch.dtype) -> float:
@@ -58,6 +59,9 @@ def best_codes(scores: Scores) -> Int[Tensor, " n"]:
 
 def search(scores: Scores, listing: bool = True, farther: float = 0.0) -> Found:
     """The best codes, the log partition and, if `listing` and on a CPU, the codes within the margin and `farther`."""
+    if len(scores.left) == 0:
+        number, place = scores.left.new_zeros(0), torch.zeros(0, dtype=torch.int32, device=scores.left.device)
+        return Found(place.long(), number.new_zeros(0, 2), place, place, number, place.long())
     found = _sweep(scores, listing and scores.left.device.type == "cpu", True, farther)
     row, column, logit = zip(*(tile.entries() for tile in found), strict=True)
     every = torch.arange(len(scores.left), device=scores.left.device)
@@ -126,14 +130,20 @@ class _Tile:
             member = each.take_along_dim(group[:, None, None], 2).argmax(1).squeeze(1)
             self.index = torch.where(top > before, start + group * GROUP + member, self.index)
         self.best = torch.maximum(before, top)
-        reached = groups > (self.best - self.margin)[:, None] if self.listing else groups
-        if self.listing and reached.sum() > MOST_GROUPS * reached.numel():
+        reached = groups > self._bar()[:, None] if self.listing else groups
+        if self.listing and reached.sum() > MOST_GROUPS * reached.numel() + len(reached):  # the best's own tells nothing
             self._stop_listing(before)
         if self.listing:
             self._list(each, reached, start)
         elif self.summing:
-            logits.sub_(self.best[:, None]).clamp_min_(self.least).exp_()
-            self.total.mul_((before - self.best).exp_()).add_(logits.sum(1))
+            lowest = torch.finfo(before.dtype).min  # instead of -inf, where no code so far has any weight
+            before, best = before.clamp_min(lowest), self.best.clamp_min(lowest)
+            logits.sub_(best[:, None]).clamp_min_(self.least).exp_()
+            self.total.mul_((before - best).exp_()).add_(logits.sum(1))
+
+    def _bar(self) -> Float[Tensor, " r"]:
+        """Logits above it are within the margin, the best in any case: of large ones the margin is less than the rounding."""
+        return torch.minimum(self.best - self.margin, self.best.nextafter(self.best.new_full((), -math.inf)))
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, column and logit of the codes within the margin, in the order of rows; their weights are summed."""
@@ -147,7 +157,7 @@ class _Tile:
     def _list(self, each: Tensor, reached: Tensor, start: int) -> None:
         row, group = reached.nonzero().unbind(1)
         some = each[row, :, group]
-        entry, member = (some > (self.best - self.margin)[row, None]).nonzero().unbind(1)
+        entry, member = (some > self._bar()[row, None]).nonzero().unbind(1)
         column = start + group[entry] * GROUP + member
         self.kept.append((row[entry].int(), column.int(), some[entry, member]))
         self.length += len(entry)
@@ -160,7 +170,7 @@ class _Tile:
     def _prune(self) -> None:
         """The best has risen since some were listed."""
         row, column, logit = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
-        stays = (logit > (self.best - self.margin).index_select(0, row)).nonzero().squeeze(1)
+        stays = (logit > self._bar().index_select(0, row)).nonzero().squeeze(1)
         self.kept, self.length = [(row[stays], column[stays], logit[stays])], len(stays)
 
     def _stop_listing(self, best: Tensor) -> None:

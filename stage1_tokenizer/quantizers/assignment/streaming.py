@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stage1_tokenizer.quantizers.assignment.lists import Lists
 from stage1_tokenizer.quantizers.assignment.scores import Scores
@@ -25,6 +26,9 @@ class StreamingAssignment(torch.autograd.Function):
     """With cotangents g of the codes, a of the purity, b of the usage and f of the log partition, and G = g values^T + 2 a p
     + b / n, the logits' gradient is h = p (G - D + f), where D = sum_k p G. A vector with few codes within the margin takes
     part as the row of a sparse matrix, another in tiles of all codes. With as many threads, results repeat bit for bit.
+
+    Of a sparse row D is the sum of the very p G that it is subtracted from: where one code has all the weight, h is 0, not the
+    rounding of g.codes against g.values, which 1 / temperature would make as large as a gradient.
     """
 
     @staticmethod
@@ -63,6 +67,7 @@ class StreamingAssignment(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         z, codebook, weights, prior, values, codes, purity, shift, whole, row, column, p = ctx.saved_tensors
         g, _, a, b, f, *_ = cotangents
@@ -73,18 +78,17 @@ class StreamingAssignment(torch.autograd.Function):
             a = torch.zeros_like(purity) if a is None else 2 * a
             b = torch.zeros_like(codebook[:, 0]) if b is None else b / n
             f = torch.zeros_like(purity) if f is None else f
-            less = torch.linalg.vecdot(g, codes) + a * purity - f  # D - f, but for the usage's part
 
-            lists = Lists(row, column, n, k)
-            of_codes = b.index_select(0, column)
-            less.index_add_(0, row, p * of_codes)
-            h = lists.products(g, averaged).add_(of_codes).addcmul_(a.index_select(0, row), p)
+            lists, less = Lists(row, column, n, k), -f  # D - f
+            h = lists.products(g, averaged).add_(b.index_select(0, column)).addcmul_(a.index_select(0, row), p)
+            less.index_add_(0, row, p * h)
             h.sub_(less.index_select(0, row)).mul_(p)
             to_left = lists.averages(h, scores.right(slice(0, k)))
             by_code = lists.by_code(h, p)
-            del h, of_codes  # as long as the lists, at the height of what is held
+            del h  # as long as the lists, at the height of what is held
 
             rows = WholeRows.of(scores, averaged, shift, whole)
+            less[whole] += torch.linalg.vecdot(g[whole], codes[whole]) + a[whole] * purity[whole]
             if len(whole) and cotangents[3] is not None:
                 less[whole] += rows.expectation(b)
             left = torch.cat([g, torch.ones_like(g[:, :1]), -less[:, None]], 1)[whole]

@@ -216,6 +216,56 @@ def test_float32_is_right_to_its_rounding(backend, kind, monkeypatch):
         assert difference(found, exact) < 1e-5
 
 
+@pytest.mark.parametrize("k", [16, 500])
+@pytest.mark.parametrize("tau", [1.0, 0.1, 0.01, 1e-3, 1e-5, 1e-8, 1e-12])
+def test_float32_at_low_temperatures_and_large_norms_is_as_right_as_the_plain_writing(tau, k):
+    """Logits of 1e14 round to 1e7, the best code still has all the weight, and gradients that are 0 stay so, not 1e-7 / tau."""
+    data = [64**0.5 * torch.nn.functional.normalize(randn(n, 64, seed=seed), dim=1) for n, seed in ((64, 1), (k, 2))]
+    cotangent = randn(64, 64, seed=3)
+
+    def found(backend, dtype):
+        z, codebook = (x.to(dtype, copy=True).requires_grad_() for x in data)
+        soft = soft_assign(z, codebook, tau, backend=backend)
+        loss = (soft.codes * cotangent).sum() + soft.purity.sum() + soft.usage.square().sum()
+        return [soft.codes, soft.purity, soft.usage, *torch.autograd.grad(loss, [z, codebook])]
+
+    exact, plain32, mine = found("dense", torch.float64), found("dense", torch.float32), found("streaming", torch.float32)
+    for reference, dense, streaming in zip(exact, plain32, mine, strict=True):
+        error, allowed = ((x.double() - reference).abs().max().item() for x in (streaming, dense))
+        assert error <= 10 * allowed + 1e-5 * max(1.0, reference.abs().max().item())
+
+
+def test_a_second_derivative_is_refused_and_not_wrong(z, codebook):
+    soft = soft_assign(z, codebook, TAU, backend="streaming")
+    (gradient,) = torch.autograd.grad(soft.codes.square().sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_no_vectors_at_all(codebook, backend):
+    z = torch.zeros(0, C, dtype=torch.float64, requires_grad=True)
+    soft = soft_assign(z, codebook, TAU, backend=backend)
+    assert soft.codes.shape == (0, C) and len(soft.index) == len(soft.purity) == len(soft.log_partition) == 0
+    soft.codes.sum().backward()
+    assert z.grad is not None and z.grad.shape == z.shape
+    assert log_partition(z, codebook, TAU).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_other_numbers_are_refused(codebook, dtype):
+    with pytest.raises(ValueError, match=r"z: .*float32 or float64"):
+        soft_assign(torch.zeros(3, C, dtype=dtype), codebook.to(dtype), TAU)
+    with pytest.raises(ValueError, match=r"codebook: .*float64.*as z"):
+        soft_assign(torch.zeros(3, C), codebook, TAU)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_none_is_refused(z, codebook, tau):
+    with pytest.raises(ValueError, match="temperature"):
+        soft_assign(z, codebook, tau)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tau", [1.0, 0.1, 0.01])
 def test_codes_that_are_left_out_weigh_less_than_rounding_together(dtype, tau, monkeypatch):
@@ -319,3 +369,10 @@ def test_the_log_partition_alone(tau):
     z, codebook, prior = randn(40, 3, seed=1), randn(60, 3, seed=2), randn(60, seed=3)
     expected = soft_assign(z, codebook, tau, prior=prior, backend="dense").log_partition
     torch.testing.assert_close(log_partition(z, codebook, tau, prior), expected)
+
+
+def test_the_log_partition_alone_where_whole_tiles_of_codes_cannot_be():
+    z, codebook, prior = randn(40, 3, seed=1), randn(2000, 3, seed=2), randn(2000, seed=3)
+    prior[:1500] = -math.inf
+    expected = soft_assign(z, codebook, 0.5, prior=prior, backend="dense").log_partition
+    torch.testing.assert_close(log_partition(z, codebook, 0.5, prior), expected)
