@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from pipeline.core.errors import UserError
 from stage2_prior.cross_entropy import rows_at_once
 from stage2_prior.logits import Logits
 from stage2_prior.rows import mix
@@ -19,11 +22,22 @@ Draw = Callable[[Tensor, Tensor, Tensor, "Cut"], Tensor]  # logits, noise, tempe
 COPIES = 4  # tensors as large as the logits that drawing holds at once
 
 
+def require_seed(seed: SupportsIndex) -> int:
+    """A seed as a number; UserError where it is none, or none that a generator takes."""
+    try:
+        number = index(seed)
+    except (TypeError, ValueError):
+        raise UserError(f"seeds: {seed!r:.100}; give a whole number for every image") from None
+    if not -(2**63) <= number < 2**64:
+        raise UserError(f"seeds: {number}; give one of 64 bits, such as 0 to {2**63 - 1}")
+    return number
+
+
 class SampleRng:
     """One generator per seed: a sample draws the same numbers whoever is beside it."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    def __init__(self, seeds: Sequence[SupportsIndex]) -> None:
+        self.generators = [torch.Generator().manual_seed(require_seed(seed)) for seed in seeds]
 
     def uniform(self, rows: Sequence[int], *shape: int) -> Float[Tensor, "r *shape"]:
         """Numbers in [0, 1) from the generators of these samples."""
@@ -34,8 +48,10 @@ class SampleRng:
 
     def keys(self, rows: Sequence[int], *shape: int) -> Int[Tensor, "r *shape"]:
         """32-bit keys of `draw_largest` from the generators of these samples."""
-        kept = [torch.randint(-(2**31), 2**31, shape, generator=self.generators[row]) for row in rows]
-        return torch.stack(kept).to(torch.int32)
+        out = torch.empty(len(rows), *shape, dtype=torch.int32)
+        for target, row in zip(out.unbind(0), rows, strict=True):
+            target.copy_(torch.randint(-(2**31), 2**31, shape, generator=self.generators[row]))
+        return out
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,8 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[..., -1]
     # below the total even after rounding, so that no token of probability zero is ever the first to exceed it
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[..., None].contiguous(), right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, target[..., None].contiguous(), right=True).squeeze(-1)
+    return found.clamp(max=cumulative.shape[-1] - 1)  # past the end where they are NaN: no index may be, whoever reports it
 
 
 def portions(logits: Logits, places: Int[Tensor, " s"]) -> Sequence[Int[Tensor, " p"]]:

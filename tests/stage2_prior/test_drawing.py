@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.core.errors import UserError
 from stage2_prior.drawing import Cut, SampleRng, draw, draw_largest, gumbel
 
 
@@ -52,6 +54,19 @@ def test_draws_of_a_seed_do_not_depend_on_its_neighbours():
     first = rng.uniform([0, 1, 2], 4, 2)
     assert first[0].equal(first[2]) and first[1:2].equal(alone.uniform([0], 4, 2))
     assert rng.uniform([1], 3).equal(alone.uniform([0], 3))
+
+
+@pytest.mark.parametrize("seed", [1.7, 2**64, -(2**63) - 1, None, "3", torch.tensor(2.0), torch.tensor([1, 2])])
+def test_what_is_no_seed_is_one_line(seed):
+    with pytest.raises(UserError, match=r"seeds: .*; give ") as caught:
+        SampleRng([0, seed])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_seed_is_a_number_of_any_kind():
+    numbers = SampleRng([3, np.int64(3), torch.tensor(3)]).uniform([0, 1, 2], 4)
+    assert numbers[0].equal(numbers[1]) and numbers[0].equal(numbers[2])
+    SampleRng([2**64 - 1, -(2**63)])
 
 
 def test_every_row_has_its_own_temperature_and_zero_means_the_likeliest():
