@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from stage2_prior.drawing import SampleRng, draw_indices, draw_largest, portions
-from stage2_prior.logits import CausalLogits, MaskedLogits, NextLogits, OrderedLogits, guide
+from pipeline.core.errors import UserError
+from stage2_prior.drawing import Cut, Draw, SampleRng, draw, draw_indices, draw_largest, portions
+from stage2_prior.logits import CausalLogits, Logits, MaskedLogits, NextLogits, OrderedLogits, guide
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING, Candidates, likelihood
 from stage2_prior.rows import first_marked
 from stage2_prior.sampling import (
@@ -26,6 +27,46 @@ from stage2_prior.sampling import (
     Samples,
 )
 from stage2_prior.schedules import reveal_counts
+
+
+class _Run:
+    """What every sampler does the same way: it draws, tells of every step, and gives samples that came from numbers."""
+
+    def __init__(self, device: torch.device, trace: bool, progress: Progress | None) -> None:
+        self.trace, self.progress, self.stopped = trace, progress, False
+        self.grids: list[Tensor] = []
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # read once, in the end: a GPU need not wait for it
+
+    def draw(
+        self,
+        logits: Logits,
+        places: Int[Tensor, " s"],
+        noise: Shaped[Tensor, "s d"],
+        temperature: Float[Tensor, " s"],
+        cut: Cut,
+        way: Draw = draw_largest,
+    ) -> tuple[list[Float[Tensor, "s _k"]], Int[Tensor, "s d"]]:
+        """See `draw_indices`."""
+        seen, values = draw_indices(logits, places, noise, temperature, cut, way)
+        for each in seen:
+            self.finite &= each.amax(-1).isfinite().all()  # the largest is, unless one is NaN or inf, or all are -inf
+        return seen, values
+
+    def step(self, done: int, steps: int, shown: Int[Tensor, "b t d"]) -> Int[Tensor, "b t d"]:
+        """The tokens to go on with; where `progress` wants no more, `stopped` says so."""
+        if self.trace:
+            self.grids.append(shown.clone())
+        if self.progress is None:
+            return shown
+        told = self.progress(done, steps, shown.clone())
+        self.stopped = told is None
+        return shown if told is None else told.clone()
+
+    def samples(self, tokens: Int[Tensor, "b t d"]) -> Samples:
+        """Raises UserError where some of them were drawn from logits that are no numbers."""
+        if not self.finite:
+            raise UserError("sample: the prior's logits are not finite; sample in float32, or train it again")
+        return Samples(tokens, self.grids)
 
 
 @torch.no_grad()
@@ -51,7 +92,7 @@ def sample_maskgit(
     rng = SampleRng(seeds)
     uniform = rng.uniform(range(b), t)
     planned = PLANNED_ORDERS[options.order](scales, uniform).to(device) if options.order in PLANNED_ORDERS else None
-    grids = []
+    run = _Run(device, trace, progress)
     for step in range(steps):
         active = [row for row, plan in enumerate(plans) if step < len(plan)]
         now = [plans[row][step] for row in active]
@@ -79,7 +120,7 @@ def sample_maskgit(
         free = hidden.gather(1, positions)
         values, score, chance = tokens.new_zeros(len(noise), d), *torch.full((2, len(noise)), torch.inf, device=device)
         for places in portions(guided, free.flatten().nonzero()[:, 0]):
-            found, values[places] = draw_indices(guided, places, noise[places, :d], heat[places], options.cut)
+            found, values[places] = run.draw(guided, places, noise[places, :d], heat[places], options.cut, draw)
             if planned is None:
                 foreseen = d if guided.independent else 1
                 candidates = Candidates(found, values[places], noise[places, d], cooling[places], foreseen)
@@ -96,24 +137,10 @@ def sample_maskgit(
         masked[rows] = hidden.scatter(1, positions, free & ~reveal)
         old = chances[rows]
         chances[rows] = old.scatter(1, positions, torch.where(reveal, chance.view_as(free), old.gather(1, positions)))
-        if trace or progress is not None:
-            shown = tokens.masked_fill(masked[..., None], UNKNOWN)
-            if trace:
-                grids.append(shown)
-            if progress is not None:
-                told = _told(progress, step + 1, steps, shown)
-                if told is None:
-                    return Samples(shown, grids)
-                tokens = told
-    return Samples(tokens, grids)
-
-
-def _told(progress: Progress | None, done: int, steps: int, tokens: Tensor) -> Tensor | None:
-    """The tokens to go on with once a step is told of, None to stop there; what was shown stays as it is."""
-    if progress is None:
-        return tokens
-    told = progress(done, steps, tokens.clone())  # a trace holds the tokens themselves
-    return None if told is None else told.clone()
+        tokens = run.step(step + 1, steps, tokens.masked_fill(masked[..., None], UNKNOWN))
+        if run.stopped:
+            break
+    return run.samples(tokens)
 
 
 @dataclass(frozen=True)
@@ -162,38 +189,34 @@ def sample_autoregressive(
     Args: given: tokens that stay as they are, UNKNOWN in those to sample.
     """
     device, (b, t, d) = given.device, given.shape
-    unknown = (given == UNKNOWN).any(-1)
-    tokens = given.masked_fill(unknown[..., None], 0)  # guesses as good as any, as trials have shown
+    tokens, unknown = given.clone(), (given == UNKNOWN).any(-1)
+    guesses = given.masked_fill(unknown[..., None], 0)  # as good as any, as trials have shown
     keys = SampleRng(seeds).keys(range(b), t, d).to(device)
     numbers = torch.arange(t, device=device)
     final = ~unknown
-    start, grids = first_marked(~final), []
-    while min(start) < t:
+    start, run = first_marked(~final), _Run(device, trace, progress)
+    while min(start, default=t) < t:
         m = min(options.lookahead, t - min(start))
         at = torch.tensor(start, device=device)[:, None] + torch.arange(m, device=device)
         shares = [min(first + j, t - 1) for first in start for j in range(m)]
         scales = [options.scale(i / t, i / t) for i in shares]
         heat = torch.tensor([options.temperature_at(i, t) for i in shares], device=device)
-        guided = guide(lambda branches: logits(tokens, start, m, branches), scales, 1, device)  # noqa: B023
+        guided = guide(lambda branches: logits(guesses, start, m, branches), scales, 1, device)  # noqa: B023
         open_places = (at < t) & unknown.gather(1, at.clamp(max=t - 1))
-        drawn = tokens.clone()
+        drawn = guesses.clone()
         for places in portions(guided, open_places.flatten().nonzero()[:, 0]):
             row, place = places // m, at.flatten()[places]
-            noise = keys[row, place]
-            drawn[row, place] = draw_indices(guided, places, noise, heat[places], options.cut, draw_largest)[1]
+            drawn[row, place] = run.draw(guided, places, keys[row, place], heat[places], options.cut)[1]
         # right up to the first token that was guessed wrong: it was drawn from the right ones before it, those after were not
-        wrong = (drawn != tokens).any(-1) & (numbers >= at[:, :1])
+        wrong = (drawn != guesses).any(-1) & (numbers >= at[:, :1])
         ends = torch.minimum(torch.tensor(first_marked(wrong), device=device)[:, None] + 1, at[:, -1:] + 1)
-        tokens, final = drawn, ~unknown | (numbers < ends)
+        final = ~unknown | (numbers < ends)
         start = first_marked(~final)
-        shown = tokens.masked_fill(~final[..., None], UNKNOWN)
-        if trace:
-            grids.append(shown)
-        told = _told(progress, min(start), t, shown)
-        if told is None:
-            return Samples(shown, grids)
-        tokens = told.where(told != UNKNOWN, tokens)
-    return Samples(tokens, grids)
+        tokens = run.step(min(start), t, drawn.masked_fill(~final[..., None], UNKNOWN))
+        if run.stopped:
+            break
+        guesses = tokens.where(tokens != UNKNOWN, drawn)
+    return run.samples(tokens)
 
 
 @torch.no_grad()
@@ -214,27 +237,21 @@ def sample_next_scale(
     device, (b, t, d) = given.device, given.shape
     tokens, known = given.clone(), (given != UNKNOWN).all(-1)
     keys = SampleRng(seeds).keys(range(b), t, d).to(device)
-    grids, start, steps = [], 0, len(scales)
-    for step, (h, w) in enumerate(scales):
-        here = slice(start, start + h * w)
-        places = (~known[:, here]).flatten().nonzero()[:, 0]
+    run, start, steps = _Run(device, trace, progress), 0, len(scales) if b else 0
+    for step, (h, w) in enumerate(scales[:steps]):
+        places = (~known[:, start : start + h * w]).flatten().nonzero()[:, 0]
         if len(places):
             scale = options.scale(step / steps, step / max(steps - 1, 1))
             heat = torch.full((b * h * w,), options.temperature_at(step, steps), device=device)
             guided = guide(lambda branches: logits(tokens[:, :start], branches), [scale] * b, h * w, device)  # noqa: B023
-            values, noise = tokens[:, here].clone(), keys[:, here].flatten(0, 1)
             for some in portions(guided, places):
-                drawn = draw_indices(guided, some, noise[some], heat[some], options.cut, draw_largest)[1]
-                values.view(-1, d)[some] = drawn
-            tokens[:, here] = values
-            if trace:
-                grids.append(tokens.clone())
-        start = here.stop
-        told = _told(progress, step + 1, steps, tokens)
-        if told is None:
-            return Samples(tokens, grids)
-        tokens = told
-    return Samples(tokens, grids)
+                row, at = some // (h * w), start + some % (h * w)
+                tokens[row, at] = run.draw(guided, some, keys[row, at], heat[some], options.cut)[1]
+        start += h * w
+        tokens = run.step(step + 1, steps, tokens)
+        if run.stopped:
+            break
+    return run.samples(tokens)
 
 
 @torch.no_grad()
@@ -262,7 +279,7 @@ def sample_in_order(
     hidden = unknown.sum(1).tolist()
     plans = [reveal_counts(n, options.steps or t, options.schedule) for n in hidden]
     known, steps = [t - n for n in hidden], max(map(len, plans), default=0)
-    grids = []
+    run = _Run(device, trace, progress)
     for step in range(steps):
         active = [row for row, plan in enumerate(plans) if step < len(plan)]
         counts = [plan[step] if step < len(plan) else 0 for plan in plans]
@@ -280,12 +297,9 @@ def sample_in_order(
         for some in portions(guided, places):
             row, j = some // m, some % m
             at = order[row, starts[row] + j]
-            tokens[row, at] = draw_indices(guided, some, keys[row, at], heats[row], options.cut, draw_largest)[1]
+            tokens[row, at] = run.draw(guided, some, keys[row, at], heats[row], options.cut)[1]
         known = [start + count for start, count in zip(known, counts, strict=True)]
-        if trace:
-            grids.append(tokens.clone())
-        told = _told(progress, step + 1, steps, tokens)
-        if told is None:
-            return Samples(tokens, grids)
-        tokens = told
-    return Samples(tokens, grids)
+        tokens = run.step(step + 1, steps, tokens)
+        if run.stopped:
+            break
+    return run.samples(tokens)

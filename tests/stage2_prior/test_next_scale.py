@@ -244,7 +244,7 @@ def test_given_tokens_never_change_and_every_hole_is_filled_once(dtype):
     samples = sample_next_scale(logits, given, SCALES, options, range(6), trace=True, progress=counting)
     assert given.equal(before) and torch.get_rng_state().equal(state)
     assert [i for i, _ in logits.calls] == [0, 5, 14] and done == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    for grid, end in zip(samples.trace, (1, 14, 30), strict=True):
+    for grid, end in zip(samples.trace, (1, 5, 14, 30), strict=True):
         assert grid[~hole].equal(full[~hole])
         assert ((grid >= 0).all(-1) == (~hole | (torch.arange(30) < end))).all()
     assert samples.trace[-1].equal(samples.tokens) and (samples.tokens < torch.tensor([7, 5])).all()
