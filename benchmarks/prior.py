@@ -18,7 +18,7 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
   ar         sampling token after token, without guidance.
              `uncached`: the whole prefix anew for each token (timed at every 16th token);
              `llama`, `llama_static`: transformers' LlamaForCausalLM.generate, of the same sizes, with its growing and with its
-             static cache; `ours`: one token a pass (`lookahead=1`).
+             static cache; `ours`: one token a pass (`lookahead=1`), for one image and for four.
   ahead      the same with a lookahead of 8 for one image, 4 for four. How many tokens a pass makes final depends on what
              the prior has learnt, so it is a trained one, --prior, beside a Llama of its sizes: `llama_static`,
              `ours_plain` (one token a pass), `ours`; `tokens_per_pass` says how many it were, of the image that took most
@@ -29,7 +29,8 @@ for nothing of what is timed looks at their values. In float32 on the CPU, bfloa
              images. What that costs in quality is not measured here: weights are random.
 
 Every measurement is a process of its own, and the rounds go over all of them; ratios are of the medians. Writes
-results/prior_DEVICE.json, and goes on if it exists. About half an hour on two cores that nobody else uses.
+results/prior_DEVICE.json, and goes on if it exists: --rounds 3 adds what three rounds lack. Prints a table of the medians.
+A round takes 15 to 25 minutes on two cores that nobody else uses.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import lgq_repository
-from benchmarks.measuring import in_a_process, opened, result_file
+from benchmarks.measuring import command_line, in_a_process, measured_by, opened, result_file
+from benchmarks.prior_summary import advised, summary, table
 from pipeline.api import load_prior, prior_folder, weights_sha256
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
-from pipeline.core.run_folder import read_stats, versions
+from pipeline.core.run_folder import read_stats
 from pipeline.tokenization import code_vectors
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.training import build_tokenizer
@@ -78,28 +80,23 @@ EVERY = 16  # tokens, of which one is timed without a cache
 CASES: dict[str, dict[str, list[int]]] = {  # part -> writing -> images at a time
     "training": {"lgq_repository": [8], "repository_way": [8], "all_logits": [8], "ours": [8], "ours_compiled": [8]},
     "maskgit": {"amused": [4], "ours": [4], "ours_halton": [4]},
-    "ar": {"uncached": [4], "llama": [4], "llama_static": [4], "ours": [4]},
+    "ar": {"uncached": [4], "llama": [1, 4], "llama_static": [1, 4], "ours": [1, 4]},
     "ahead": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
     "ahead_large": {"llama_static": [1, 4], "ours_plain": [1, 4], "ours": [1, 4]},
     "parallel": {"ours": [1, 4], "ours_parallel": [1, 4]},
 }
-PEERS = {
-    "training": ["lgq_repository", "repository_way", "all_logits"],
-    "maskgit": ["amused"],
-    "ar": ["uncached", "llama", "llama_static"],
-}
-PEERS |= {"parallel": ["ours"], "ahead": ["llama_static", "ours_plain"], "ahead_large": ["llama_static", "ours_plain"]}
 PEAKED = 0.1  # standard deviation of embeddings of which guesses come true about as often as a trained prior's
 
 
 def main() -> None:
     """Parse the command line, then measure what the result file lacks."""
-    parser = argparse.ArgumentParser(description="Priors beside their peers: training, MaskGIT and autoregressive sampling.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--parts", nargs="+", choices=CASES, default=list(CASES))
+    parser = command_line("prior", __doc__)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--parts", nargs="+", choices=CASES, default=list(CASES), help="default: all of them")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case (default: 3)")
     parser.add_argument("--out", type=Path, help="default: results/prior_DEVICE.json")
-    parser.add_argument("--prior", type=Path, default=Path("runs/demo/ar"), help="the trained one of `ahead`: a run of AR")
+    parser.add_argument("--prior", type=Path, default=Path("runs/demo/ar"), help="of `ahead`: a run (default: runs/demo/ar)")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -108,7 +105,12 @@ def main() -> None:
     out = arguments.out or result_file("prior", arguments.device)
     result = opened(out, arguments.device, settings=settings())
     if "ahead" in arguments.parts:
-        result["trained"] = trained_settings(arguments.prior)
+        trained_by = trained_settings(arguments.prior)
+        if any(row["part"] == "ahead" for row in result["rows"]) and result["trained"]["sha256"] != trained_by["sha256"]:
+            raise UserError(
+                f"--prior {arguments.prior}: {out} has `ahead` of another prior; give another --out, or other --parts"
+            )
+        result["trained"] = trained_by
     done = {key(row) for row in result["rows"]}
     for number in range(arguments.rounds):
         for part in arguments.parts:
@@ -119,10 +121,12 @@ def main() -> None:
                         continue
                     told = {"device": arguments.device, "prior": str(arguments.prior)}
                     row = {**case, "round": number, **in_a_process("benchmarks.prior", case | told)}
-                    result["rows"].append(row)
-                    result |= {"versions": versions(), "summary": summary(result["rows"])}
+                    about = measured_by()
+                    result["rows"].append(row | {"code": about["code"]})
+                    result |= {"versions": about, "summary": summary(result["rows"])}
                     write_json(out, result)
                     print(f"{part:9s} {writing:14s} batch {batch}  {1 / row['seconds_per_image']:8.3f} images/s", flush=True)
+    print(table(summary(result["rows"])))
 
 
 def settings() -> dict[str, Any]:
@@ -141,27 +145,6 @@ def trained_settings(run: Path) -> dict[str, Any]:
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What makes a measurement the same as another."""
     return tuple(row[name] for name in ("part", "writing", "batch", "round"))
-
-
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the rounds, and how many times as fast as its peers each writing is."""
-    same: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        same.setdefault((row["part"], row["writing"], row["batch"]), []).append(row)
-    medians = {name: statistics.median(row["seconds_per_image"] for row in found) for name, found in same.items()}
-    tokens = {name: statistics.median(row.get("tokens_per_pass", 1.0) for row in found) for name, found in same.items()}
-    entries = []
-    for (part, writing, batch), seconds in medians.items():
-        entry: dict[str, Any] = {"part": part, "writing": writing, "batch": batch, "images_per_second": 1 / seconds}
-        peers = [peer for peer in PEERS[part] if peer != writing and (part, peer, batch) in medians]
-        entry |= {f"times_{peer}": medians[part, peer, batch] / seconds for peer in peers}
-        if part.startswith("ahead") and writing == "ours":
-            entry["tokens_per_pass"] = tokens[part, writing, batch]
-            if part == "ahead_large" and ("ahead", writing, batch) in tokens:
-                share = tokens["ahead", writing, batch] / tokens[part, writing, batch]
-                entry["at_trained"] = {f"times_{peer}": share * medians[part, peer, batch] / seconds for peer in peers}
-        entries.append(entry)
-    return entries
 
 
 def measure(part: str, writing: str, batch: int, device: str, prior: str) -> dict[str, float]:
@@ -305,9 +288,10 @@ def ahead(part: str, writing: str, batch: int, device: str, run: Path) -> Callab
                 block.offsets.fill_(1.0)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             prior.codes.get_parameter("tables.0").normal_(0.0, PEAKED)
     prior = prior.to(device)  # pyright: ignore[reportArgumentType]
-    options = ARSampling(lookahead=1 if writing == "ours_plain" else min(8, 16 // batch))
+    options = ARSampling(lookahead=1 if writing == "ours_plain" else advised(batch))
 
     def sample() -> dict[str, float]:
+        """What a row of `ahead` says beside its seconds."""
         passes = 0
 
         def count(done: int, of: int, tokens: Tensor) -> Tensor:
@@ -316,7 +300,7 @@ def ahead(part: str, writing: str, batch: int, device: str, run: Path) -> Callab
             return tokens
 
         prior.sample(labels, options, labels, progress=count)
-        return {"tokens_per_pass": prior.spec.t / passes}
+        return {"tokens_per_pass": prior.spec.t / passes, "lookahead": options.lookahead}
 
     return sample
 
