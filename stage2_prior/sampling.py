@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from pipeline.core.config import require_kinds
+from pipeline.core.config import did_you_mean, require_kinds
 from pipeline.core.errors import UserError
+from pipeline.core.sampler_options import AROptions, MaskGITOptions, NextScaleOptions, SharedOptions, kinds_of
 from stage2_prior.drawing import Cut
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
@@ -24,6 +28,13 @@ RASTER = "raster"  # the order in which autoregressive priors learn tokens, unle
 INTERVAL = "give 0 <= from <= to <= 1"
 MOST = 1e4  # of what logits are multiplied by
 TEMPERATURES = f"give 0, or {1 / MOST:g} to {MOST:g}"
+NUMBERS: dict[Any, Any] = {int: Integral, float: Real}  # NumPy's among them
+REMEDIES: dict[Any, str] = {
+    int: "give a whole number",
+    float: "give a number",
+    str: "give a name",
+    tuple[float, float]: INTERVAL,
+}  # for a value of another type
 UNKNOWN = -1  # the value of a token that is to be sampled
 
 
@@ -39,7 +50,7 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(SharedOptions):
     """What all samplers share.
 
     Guided logits are unconditional + scale (conditional - unconditional): 1 conditional, 0 unconditional, each with one
@@ -50,16 +61,10 @@ class SamplingOptions:
     is given (TiTok: 1.3 to 0.5; Halton-MaskGIT: 1 to 0.83); then `top_k` and `top_p` cut the tail.
     """
 
-    guidance_scale: float = 1.0
-    guidance_schedule: str = "constant"
-    guidance_power: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    temperature: float = 1.0
-    final_temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-
     def __post_init__(self) -> None:
+        for name, (allowed, remedy) in _kinds(type(self)).items():
+            value = getattr(self, name)
+            _require(any(_is_a(value, kind) for kind in allowed), name, f"{value!r:.100}", remedy)
         _require(0 <= self.guidance_scale <= MOST, "guidance_scale", self.guidance_scale, f"give 0 or more, up to {MOST:g}")
         _choose("guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
         _require(0 < self.guidance_power < math.inf, "guidance_power", self.guidance_power, "give more than 0")
@@ -81,14 +86,33 @@ class SamplingOptions:
 
     def temperature_at(self, step: int, steps: int) -> float:
         """The temperature of a step, the first of which is 0."""
-        final = self.temperature if self.final_temperature is None else self.final_temperature
+        final = self._last_temperature
         return self.temperature + (final - self.temperature) * min(step / max(steps - 1, 1), 1.0)
 
     @property
     def cut(self) -> Cut:
         """What drawing has to know besides each token's temperature."""
-        final = self.temperature if self.final_temperature is None else self.final_temperature
+        final = self._last_temperature
         return Cut(min(self.temperature, final), max(self.temperature, final), self.top_k, self.top_p)
+
+    @property
+    def _last_temperature(self) -> float:
+        return self.temperature if self.final_temperature is None else self.final_temperature
+
+    def idle(self) -> dict[str, str]:
+        """Options that do nothing beside the others, each with what would make them do something."""
+        return {} if self.guidance_schedule == "power_cosine" else {"guidance_power": "give guidance_schedule=power_cosine"}
+
+    def require_used(self, asked: Iterable[str]) -> None:
+        """UserError that names the first option asked for, of another value than the default, that does nothing.
+
+        Those that nobody asked for now (a prior may bring them, for an order that a command replaces) may do so.
+        """
+        idle, plain = self.idle(), type(self)()
+        for name in asked:
+            value = getattr(self, name)
+            if name in idle and value != getattr(plain, name):
+                raise UserError(f"sampling.{name}: {value} does nothing here; {idle[name]}, or leave it out")
 
 
 def make_options(kind: type[SamplingOptions], given: Mapping[str, Any]) -> SamplingOptions:
@@ -96,7 +120,7 @@ def make_options(kind: type[SamplingOptions], given: Mapping[str, Any]) -> Sampl
     known = [field.name for field in fields(kind)]
     for name in given:
         if name not in known:
-            raise UserError(f"{name}: {kind.__name__} has no such option; it has {', '.join(sorted(known))}")
+            raise UserError(f"{name:.100}: {kind.__name__} has no such option; {did_you_mean(name[:100], known)}")
     return kind(**given)
 
 
@@ -114,7 +138,7 @@ def require_options(place: str, kind: type[SamplingOptions], given: Any) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskGITSampling(SamplingOptions):
+class MaskGITSampling(MaskGITOptions, SamplingOptions):
     """MaskGIT: `schedule` sets how many tokens each of `steps` reveals, `order` which.
 
     `choice_temperature` (falling linearly to 0) scales the noise on the confidence order.
@@ -123,14 +147,6 @@ class MaskGITSampling(SamplingOptions):
     `corrector` (REMASKING), and draws them anew: the least likely when they were drawn, or random ones. The latter, one token
     at a time, is Gibbs sampling: with a perfect model it undoes whatever drawing many at once has spoilt.
     """
-
-    steps: int = 12
-    schedule: str = "arccos"
-    order: str = "confidence"
-    choice_temperature: float = 4.5
-    corrector_steps: int = 0
-    corrector_share: float = 0.1
-    corrector: str = "confidence"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,9 +158,17 @@ class MaskGITSampling(SamplingOptions):
         _require(0 < self.corrector_share <= 1, "corrector_share", self.corrector_share, "give 0 < corrector_share <= 1")
         _choose("corrector", self.corrector, REMASKING)
 
+    def idle(self) -> dict[str, str]:
+        idle = super().idle()
+        if self.order != "confidence":
+            idle["choice_temperature"] = "give order=confidence"
+        if not self.corrector_steps:
+            idle |= dict.fromkeys(("corrector_share", "corrector"), "give corrector_steps")
+        return idle
+
 
 @dataclass(frozen=True, kw_only=True)
-class ARSampling(SamplingOptions):
+class ARSampling(AROptions, SamplingOptions):
     """Autoregressive: one token after the other in raster order.
 
     `lookahead`: tokens that a pass works on at a time: those to come are guessed, and drawn anew until nothing changes. The
@@ -155,11 +179,6 @@ class ARSampling(SamplingOptions):
     the others in any of PLANNED_ORDERS, and draw several at once, in `steps` whose counts follow `schedule` (MASK_SCHEDULES).
     """
 
-    steps: int | None = None
-    order: str = RASTER
-    schedule: str = "cosine"
-    lookahead: int = 1
-
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.lookahead >= 1, "lookahead", self.lookahead, "give 1 or more")
@@ -167,16 +186,17 @@ class ARSampling(SamplingOptions):
         _choose("order", self.order, {RASTER: None} | PLANNED_ORDERS)
         _choose("schedule", self.schedule, MASK_SCHEDULES)
 
+    def idle(self) -> dict[str, str]:
+        return super().idle() | ({"schedule": "give steps"} if self.steps is None else {})
+
 
 @dataclass(frozen=True, kw_only=True)
-class NextScaleSampling(SamplingOptions):
+class NextScaleSampling(NextScaleOptions, SamplingOptions):
     """Next-scale prediction: one step per scale, coarse to fine.
 
     The linear guidance schedule, the default as in VAR, is linear in the scales: 1 at the coarsest, `guidance_scale` at the
     finest. VAR's own numbers are 2.5 (1.5 in its convention), top_k 900 of 4096 codes, top_p 0.96.
     """
-
-    guidance_schedule: str = "linear"
 
 
 def _finite_logits(temperature: float) -> bool:
@@ -190,4 +210,21 @@ def _require(holds: bool, name: str, value: object, remedy: str) -> None:
 
 
 def _choose(name: str, value: str, table: Mapping[str, object]) -> None:
-    _require(value in table, name, value, f"choose one of {', '.join(table)}")
+    _require(value in table, name, value[:100], did_you_mean(value[:100], table))
+
+
+@lru_cache
+def _kinds(options: type[SamplingOptions]) -> dict[str, tuple[tuple[Any, ...], str]]:
+    """The types that each option's values may have, and the remedy for others."""
+    found: dict[str, tuple[tuple[Any, ...], str]] = {}
+    for name, hint in typing.get_type_hints(options).items():
+        own, *none = kinds_of(hint)
+        found[name] = ((own, *none), REMEDIES[own] + (", or leave it out" if none else ""))
+    return found
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, NumPy's numbers among those of Python; how many numbers a tuple holds is not looked at."""
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, (tuple, list)) and all(_is_a(each, float) for each in value)
+    return isinstance(value, NUMBERS.get(kind, kind)) and not isinstance(value, bool)

@@ -119,7 +119,7 @@ def test_classes_go_by_number_and_name(generator):
         ({"class_labels": [1, 2], "seeds": [1]}, "2 labels and 1 seeds"),
         ({"class_labels": [1], "guidance_scale": -1}, "guidance_scale"),
         ({"class_labels": [1], "top_k": 0}, "top_k"),
-        ({"class_labels": [1], "guidance": 2}, "guidance: .* has no such option; it has .*guidance_interval, guidance_power"),
+        ({"class_labels": [1], "guidance": 2}, r"guidance: .* has no such option; did you mean guidance_scale\?"),
         ({"class_labels": [1], "output_type": "jpg"}, "output_type: jpg; choose one of pil, np, pt, latent"),
     ],
 )
