@@ -121,7 +121,8 @@ class AutoregressivePrior(Prior):
         trace: bool = False,
         progress: Progress | None = None,
     ) -> Samples:
-        """See `Prior.sample`. UserError, too, for several tokens at once or an order that this prior has not learnt."""
+        """See `Prior.sample`. UserError, too, for options that go with another training than this prior's: several tokens at
+        once and orders with random ones, `lookahead` with none in the end."""
         classes, given = self._request(labels, seeds, given)
         plain = ARSampling()
         if not self.any_order and (options.steps, options.order, options.schedule) != (None, RASTER, plain.schedule):
@@ -129,6 +130,9 @@ class AutoregressivePrior(Prior):
             asked = f"sampling.steps, order, schedule: {options.steps}, {options.order}, {options.schedule}"
             remedy = "give none of them, or train with random_until=1 raster_from=1"
             raise UserError(f"{asked}; this prior ended in raster order ({learnt}); {remedy}")
+        if self.any_order and options.lookahead != plain.lookahead:
+            asked = f"sampling.lookahead: {options.lookahead}; goes with priors that ended in raster order only"
+            raise UserError(f"{asked}; leave it out, or give steps to draw several tokens at once")
         # where the guidance scale is 1 it is so at every step
         logits = StepwiseLogits(self, classes, (True,) if options.guidance_scale == 1 else (True, False))
         if self.any_order:
@@ -143,8 +147,9 @@ class AutoregressivePrior(Prior):
     def compile_sampling(self, **options: Any) -> None:
         """From now on, single-token steps of sampling run as one compiled graph of fixed shapes, one per number of samples.
 
-        `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). Meant for a GPU, where it has not been
-        run or timed yet; on a CPU a compiled step has to do without packed matrices (RowMap), the greater part of its time.
+        `options` are torch.compile's; the default is a CUDA graph ("reduce-overhead"). No command calls it: a program that
+        makes many images does (`generator.prior.compile_sampling()`). Meant for a GPU, where it has not been run or timed yet;
+        on a CPU a compiled step has to do without packed matrices (RowMap), the greater part of its time.
         """
         chosen: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False} | options
         self.step = torch.compile(decode, **chosen)
