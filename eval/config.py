@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
 
 from pipeline.core.errors import UserError
+from pipeline.core.sampler_options import every_option
+
+OPTIONS = make_dataclass("OPTIONS", [(name, option.kind | None, None) for name, option in every_option().items()], frozen=True)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Options of a prior's sampler; None leaves what the prior brings or else the sampler's default, and an option that it has
-    not is an error."""
-
-    guidance_scale: float | None = None
-    guidance_schedule: str | None = None
-    temperature: float | None = None
-    final_temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    steps: int | None = None
-    schedule: str | None = None
-    order: str | None = None
-    choice_temperature: float | None = None
+class Sampling(OPTIONS):
+    """Options of a prior's sampler, any of `pipeline.core.sampler_options`; None leaves what the prior brings or else the
+    sampler's default. One that the prior's sampler has not is an error, and so is one that does nothing beside the others."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import typing
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.sampler_options import KINDS, every_option
 
 MOST_SEEDS, MOST_ZOOM = 10_000, 128
+OPTIONS = every_option()
+SHORT = {"guidance_scale": ["--guidance"]}  # flags beside an option's own name
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -18,19 +22,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=str, default="0", metavar="SEEDS", help="7, or 0-15, or 1,5,8-11 (default: 0)")
     parser.add_argument("--pipeline", metavar="RUN", help="a prior's run or a saved pipeline (default: the newest below runs/)")
-    parser.add_argument("--prior", choices=("maskgit", "ar", "var"), help="the kind of prior, where --pipeline is not given")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of MaskGIT, or of an AR prior that knows random orders")
-    parser.add_argument("--schedule", metavar="NAME", help="how many tokens each step reveals: arccos, cosine, linear, …")
-    parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale: 1 none, 0 unconditional")
-    parser.add_argument("--guidance-schedule", metavar="NAME", help="how it rises: constant, linear, power_cosine")
-    parser.add_argument("--temperature", type=float, metavar="T", help="of the softmax: 1 as learned, 0 the likeliest tokens")
-    parser.add_argument("--choice-temperature", type=float, metavar="T", help="of MaskGIT's choice of what to reveal")
-    parser.add_argument(
-        "--order", metavar="NAME", help="of MaskGIT: confidence, halton, random, entropy, …; of AR: raster, halton, random"
+    parser.add_argument("--prior", choices=tuple(KINDS), help="the kind of prior, where --pipeline is not given")
+    sampler = parser.add_argument_group(
+        "options of the sampler", "What is not given is as the prior brings it (prior.sampling), or else the sampler's default."
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum up to P")
-    parser.add_argument(
+    for name, option in OPTIONS.items():
+        numbers: dict[str, Any] = {"type": option.kind}
+        if typing.get_origin(option.kind) is tuple:
+            numbers = {"type": typing.get_args(option.kind)[0], "nargs": len(typing.get_args(option.kind))}
+        flags = [*SHORT.get(name, ()), f"--{name.replace('_', '-')}"]
+        sampler.add_argument(*flags, dest=name, metavar=option.metavar, help=option.help, **numbers)
+    sampler.add_argument(
         "--sampler-defaults", action="store_true", help="forget the options that the prior brings (prior.sampling) for these"
     )
     parser.add_argument("--zoom", type=int, metavar="N", help="enlarge N times (default: to 128 pixels or more)")
@@ -41,18 +43,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampler's options among the parsed ones, None where they stay as they are; UserError for a zoom that cannot be."""
     if arguments.zoom is not None and not 1 <= arguments.zoom <= MOST_ZOOM:
         raise UserError(f"--zoom: {arguments.zoom}; give 1 or more, up to {MOST_ZOOM}")
-    return {
-        "brought": not arguments.sampler_defaults,
-        "steps": arguments.steps,
-        "schedule": arguments.schedule,
-        "guidance_scale": arguments.guidance,
-        "guidance_schedule": arguments.guidance_schedule,
-        "temperature": arguments.temperature,
-        "choice_temperature": arguments.choice_temperature,
-        "order": arguments.order,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-    }
+    return {"brought": not arguments.sampler_defaults, **{name: getattr(arguments, name) for name in OPTIONS}}
 
 
 def seed_list(text: str) -> list[int]:
