@@ -93,7 +93,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
     writings = [name for name in WRITINGS if name != "torch" or hasattr(F, "linear_cross_entropy")]
     common = {name: getattr(arguments, name) for name in ("images", "samples", "steps", "device", "threads")}
     settings = common | {"grid": GRID, "code_channels": CODE_CHANNELS, "size": "nano"}
-    result = {"what": WHAT} | opened(out, arguments.device, settings=settings)
+    result: dict[str, Any] = {"what": WHAT} | opened(out, arguments.device, settings=settings)
     done = {key(row) for row in result["rows"]}
     for number, codes, head, writing in product(range(arguments.rounds), arguments.codes, arguments.heads, writings):
         case = {"codes": codes, "head": head, "writing": writing}

@@ -3,13 +3,13 @@
 Samples from finished priors, one option at a time changed from those that the prior brings (`prior.sampling`; settings on top,
 maskgit.steps=16, replace them), and measures what the evaluation measures, but by default with other labels, seeds and
 reference images (seed=1), so that the evaluation is no judge of what was chosen to please it. Writes
-results/sampling_sweep.json, and goes on if it exists. With the same seeds in all rows, the error of a difference is smaller
-than the errors of its two sides suggest.
+results/sampling_sweep.json, and goes on if it exists. Each row names its reference and the images that its prior was trained
+for; the file's own `reference` is that of its last rows without. With the same seeds in all rows, the error of a difference is
+smaller than the errors of its two sides suggest.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measuring import command_line, measured_by
 from eval.config import EvalConfig
 from eval.features import extract
 from eval.judge import Judge
@@ -37,7 +38,6 @@ from pipeline.api import (
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.files import read_json, write_json
-from pipeline.core.run_folder import versions
 
 AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its values, or what changes together
     "maskgit": {
@@ -60,16 +60,18 @@ AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its valu
         "top_p": [None, 0.9, 0.97],
     },
 }
+TOKENIZER, PRIORS = Path("runs/demo/tokenizer"), [Path("runs/demo/maskgit"), Path("runs/demo/ar")]
+CONFIG, OUT = "configs/eval/demo.yaml", Path("results/sampling_sweep.json")
 SHOWN = ("fd", "kid", "is", "precision", "recall", "group_accuracy")
 
 
 def main() -> None:
     """Parse the command line, then measure what the result file lacks."""
-    parser = argparse.ArgumentParser(description="Sweep the sampling options of the demo's priors, one at a time.")
-    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"))
-    parser.add_argument("--priors", type=Path, nargs="+", default=[Path("runs/demo/maskgit"), Path("runs/demo/ar")])
-    parser.add_argument("--config", default="configs/eval/demo.yaml", help="images and measures")
-    parser.add_argument("--out", type=Path, default=Path("results/sampling_sweep.json"))
+    parser = command_line("sampling_sweep", __doc__)
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help=f"of the priors (default: {TOKENIZER})")
+    parser.add_argument("--priors", type=Path, nargs="+", default=PRIORS, help="runs (default: the demo's two)")
+    parser.add_argument("--config", default=CONFIG, help=f"images and measures (default: {CONFIG})")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top, e.g. maskgit.order=halton")
     arguments = parser.parse_intermixed_args()
     torch.set_flush_denormal(True)
@@ -91,22 +93,34 @@ def measure_all(judge: Judge, tokenizer: Path, run: Path, plans: Sequence[dict[s
     """The rows of a prior with the judge's options, changed as each plan says; measured where the file has them not."""
     result: dict[str, Any] = read_json(out) if out.exists() else {"rows": []}
     model, config, rows = load_pipeline(run), judge.config, []
-    kind = SAMPLING[type(model.prior).__name__]
-    base = dataclasses.asdict(model.options(**dataclasses.asdict(getattr(config, kind))))
+    kind, base = SAMPLING[type(model.prior).__name__], base_options(model, config)
+    about = {"reference": judge.reference.describe(), "training_images": training_images(run)}
     hashes = {"prior": weights_sha256(prior_folder(run)), "tokenizer": weights_sha256(tokenizer_folder(tokenizer))}
     for changes in plans:
         inputs = {"prior": kind, "options": base | changes, "images": config.images, "seed": config.seed, "sha256": hashes}
         inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
         row = next((row for row in result["rows"] if row["inputs"] == inputs), None)
         if row is None:
-            row = {"changes": changes, **measure(judge, model, base | changes), "inputs": inputs}
+            row = {"changes": changes, **measure(judge, model, base | changes), "inputs": inputs, **about}
             result["rows"].append(row)
-            result |= {"reference": judge.reference.describe(), "versions": versions()}
+            result["versions"] = measured_by()
             write_json(out, result)
             shown = "  ".join(f"{name} {row[name][0]:.3g} ± {row[name][1] or 0:.2g}" for name in SHOWN)
             print(f"{kind:8s} {changes or 'base'!s:32s} {shown}  {row['images_per_second']} img/s", flush=True)
         rows.append(row)
     return rows
+
+
+def base_options(model: ImageGenerator, config: EvalConfig) -> dict[str, Any]:
+    """The sampling options that an evaluation would take: those that the prior brings, under those of the configuration."""
+    given = getattr(config, SAMPLING[type(model.prior).__name__])
+    return dataclasses.asdict(model.options(**dataclasses.asdict(given)))
+
+
+def training_images(run: Path) -> int | None:
+    """For how many images a run trained its prior; None where that did not come with it."""
+    file = prior_folder(run) / "training.json"
+    return read_json(file)["config"]["images"] if file.exists() else None
 
 
 @torch.no_grad()

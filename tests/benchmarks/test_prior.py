@@ -12,7 +12,6 @@ import torch
 from benchmarks import lgq_repository
 from benchmarks import prior as benchmark
 from benchmarks.measuring import device_name
-from benchmarks.parallel_ar import loss
 from benchmarks.prior_summary import advised, summary, table
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
@@ -82,10 +81,3 @@ def test_the_repositorys_networks_have_its_parameters_and_its_step_learns():
     assert loss.item() == pytest.approx(math.log(16 + 2 + 3), rel=0.3) and transformer.bias.grad is not None
     z, codebook = torch.randn(20, 4), torch.randn(9, 4)
     assert torch.equal(lgq_repository.assign(z, codebook), torch.cdist(z, codebook).argmin(1))
-
-
-def test_what_a_parallel_prior_loses_is_a_difference_with_the_errors_of_both_sides():
-    plain = {"fd": [200.0, 3.0], "kid": [0.10, 0.03]}
-    found = loss({"changes": {"order": "halton"}, "fd": [210.0, 4.0], "kid": [0.08, 0.04]}, plain, 8)
-    assert (found["order"], found["tokens_per_step"]) == ("halton", 8)
-    assert found["fd"] == pytest.approx([10.0, 5.0]) and found["kid"] == pytest.approx([-0.02, 0.05])
