@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from stage1_tokenizer.quantizers.codebooks import STARTS, start_from_data
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
+from stage1_tokenizer.quantizers.nearest import largest_products
 from stage1_tokenizer.quantizers.noise import Noise
 from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.relaxed_samples import relaxed_sample
@@ -51,7 +52,7 @@ class Gumbel(Quantizer):
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
         weight, bias = self.to_logits.weight, self.to_logits.bias
         if not self.training:
-            index = soft_assign(z, weight, 1.0, "dot", prior=bias).index
+            index = largest_products(z, weight, bias)
             return QuantizerOutput(F.embedding(index, self.codebook), index[:, None], {})
         soft, index = relaxed_sample(z, self.to_logits, self.codebook.detach(), self.temperature, self.noise)
         chosen = F.embedding(index, self.codebook)

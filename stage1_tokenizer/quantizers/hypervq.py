@@ -29,6 +29,7 @@ class HyperVQ(Quantizer):
     of the relaxed one, T from 1 to .1; in eval k = argmax v_k.
     All of training is INFERRED (known from the abstract): the draw and T, a term log K - H(mean_i p_i) against collapse,
     `vq`'s codebook and commitment terms, r_k = softplus, U(0, .5) at the start, and directions that start from data.
+    Dense in vectors times codes: asinh makes the logits no product of the two, which `soft_assign` needs.
     """
 
     temperature: Tensor

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from stage1_tokenizer.quantizers.estimators import straight_through
 from stage1_tokenizer.quantizers.information import negative_information
 from stage1_tokenizer.quantizers.interface import Quantizer, QuantizerOutput
+from stage1_tokenizer.quantizers.nearest import largest_products
 from stage1_tokenizer.quantizers.soft_assignment import soft_assign
 
 ENTROPY_TEMPERATURE = 0.01
@@ -29,15 +30,18 @@ class IBQ(Quantizer):
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
 
     def forward(self, z: Float[Tensor, "n c"]) -> QuantizerOutput:
+        if not self.training:
+            index = largest_products(z, self.codebook)[:, None]
+            return QuantizerOutput(self.dequantize(index), index, {})
         soft = soft_assign(z, self.codebook, 1.0, "dot", values=self.codebook.detach())
         chosen = F.embedding(soft.index, self.codebook)
         codes = straight_through(soft.codes + chosen, chosen)
-        losses = {}
-        if self.training:
-            losses["both"] = F.mse_loss(codes, z)
-            losses["commitment"] = F.mse_loss(z, chosen.detach())
-            losses["codebook"] = self.codebook_weight * F.mse_loss(chosen, z.detach())
-            losses["entropy"] = self.entropy_weight * negative_information(z, self.codebook, ENTROPY_TEMPERATURE)
+        losses = {
+            "both": F.mse_loss(codes, z),
+            "commitment": F.mse_loss(z, chosen.detach()),
+            "codebook": self.codebook_weight * F.mse_loss(chosen, z.detach()),
+            "entropy": self.entropy_weight * negative_information(z, self.codebook, ENTROPY_TEMPERATURE),
+        }
         return QuantizerOutput(codes, soft.index[:, None], losses)
 
     def dequantize(self, indices: Int[Tensor, "n 1"]) -> Float[Tensor, "n c"]:

@@ -1,4 +1,4 @@
-"""Which code is nearest, in memory that does not grow with vectors times codes."""
+"""Which code is nearest, or has the largest product, in memory that does not grow with vectors times codes."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,15 @@ def nearest_codes(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> In
     """argmin_k |z - e_k|^2, the lowest index on ties, from float32 (or float64) distances."""
     with full_precision(z.device):
         return best_codes(Scores.of(z, codebook, z.new_ones(()), None, True))
+
+
+@torch.no_grad()
+def largest_products(
+    z: Float[Tensor, "n c"], codes: Float[Tensor, "k c"], bias: Float[Tensor, " k"] | None = None
+) -> Int[Tensor, " n"]:
+    """argmax_k of z.e_k + bias_k, the lowest index on ties, in float32 (or float64)."""
+    with full_precision(z.device):
+        return best_codes(Scores.of(z, codes, z.new_ones(()), bias, False))
 
 
 def squared_distances(z: Float[Tensor, "n c"], codebook: Float[Tensor, "k c"]) -> Float[Tensor, "n k"]:

@@ -1,5 +1,6 @@
 """Soft assignment of vectors to codes, p_ik = softmax_k of the logits, in the few statistics that methods need of it."""
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -21,7 +22,8 @@ if find_spec("triton"):  # it comes with PyTorch, but not for every platform
 
     BACKENDS["triton"] = fused.assign
 SMALL = 1 << 18  # entries of p: a dense one of so many stays in the cache, and tiles would cost more than they save
-MOST_CHANNELS = 256  # that the kernels have registers for
+MOST_CHANNELS = 256  # of the kernels, which hold all channels of a block
+CHOSEN = os.environ.get("LGQ_ASSIGNMENT", "auto")  # what "auto" is: one backend, whatever the sizes and the device
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def soft_assign(
     prior: added to the logits; log probabilities of the codes, but for a constant.
     collected: vectors to be summed by code in `sums`, which is empty without them; they get no gradient.
     backend: "dense", all of p in memory, the oracle; "streaming", in tiles that are computed again in the backward pass, the
-        codes that weigh nothing left out: memory grows with n + k; "triton", the same fused, for GPUs; "auto", the fastest.
+        codes that weigh nothing left out: memory grows with n + k; "triton", the same fused, for GPUs; "auto", the fastest,
+        or what the environment's LGQ_ASSIGNMENT says.
 
     The usage is that of these vectors: `global_batch.global_mean` of it is that of all processes', with exact gradient.
     Gradient flows to z, codebook, temperature, widths, values and prior, once: none of gradients, but for "dense". ValueError
@@ -74,7 +77,8 @@ def soft_assign(
         weights = torch.as_tensor(1 / (temperature if widths is None else temperature * widths), dtype=z.dtype, device=z.device)
         if similarity == "cosine":
             z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=1)
-        backend = _fastest(z, codebook, values) if backend == "auto" else backend
+        if backend == "auto":
+            backend = _fastest(z, codebook, values) if CHOSEN == "auto" else one_of("LGQ_ASSIGNMENT", CHOSEN, BACKENDS)
         distance = similarity == "squared_distance"
         return SoftAssignment(*BACKENDS[backend](z, codebook, weights, prior, values, collected, distance))
 

@@ -59,7 +59,8 @@ def test_a_run_resumed_frozen_and_thawed_equals_an_uninterrupted_one_bit_for_bit
     run = tmp_path / "run"
     command = (TRAIN, f"run={run}", *settings.stage1, *VISION)
     for moment in (16, 64):
-        stopped = commands.stop_when(commands.start(*command), lambda moment=moment: snapshots(run) >= moment, signal.SIGTERM)
+        held = commands.start(*command, environment=settings.hold(moment))
+        stopped = commands.stop_when(held, lambda moment=moment: snapshots(run) >= moment, signal.SIGTERM)
         assert stopped.code == 143
         assert moment <= snapshots(run) < (48 if moment == 16 else 96), "the signal came too late to show anything"
     commands.succeed(*command)

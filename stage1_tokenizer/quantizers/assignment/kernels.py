@@ -1,7 +1,8 @@
 """Triton kernels of soft assignment: a program holds a block of vectors and goes over all codes, or the other way round.
 
 Logits are x y^T + bias (+ squares slope^T), in float32 precision (three TF32 products on tensor cores): an index is that of
-exact arithmetic wherever two logits differ by more than rounding. Nothing is added by two programs: results repeat bit for bit.
+exact arithmetic wherever two logits differ by more than rounding. Nothing is added by two programs: with the same blocks, which
+each process finds by trial, results repeat bit for bit.
 A block whose logits are all below the margin (see `search`) is left, after its first product.
 
 Run in Triton's interpreter by the tests, in float32 and float64. On a GPU they have not been run yet: block sizes and the
@@ -15,7 +16,8 @@ import triton.language as tl
 from triton import knobs
 
 BLOCKS = [(64, 64, 4, 2), (128, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1)]  # the last for 256 channels
-if knobs.runtime.interpret:  # which has no clock
+INTERPRETED = knobs.runtime.interpret
+if INTERPRETED:  # without a clock
     BLOCKS = [(16, 32, 4, 1)]
 CONFIGS = [triton.Config({"N": n, "K": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in BLOCKS]
 autotuned = triton.autotune(CONFIGS, key=["k", "channels", "width"])
@@ -106,9 +108,9 @@ def forward_columns(
         row = start + tl.arange(0, N)
         x, squares = _rows(x_of, row, n, channels, C), _entries(squares_of, row, n)
         logits = _logits(x, squares, y, bias, slope, row, n, column, k, SLOPED, PRECISION)
-        logits -= (_entries(shift_of, 2 * row, 2 * n) + _entries(shift_of, 2 * row + 1, 2 * n))[:, None]
+        logits -= _entries(shift_of, 2 * row, 2 * n)[:, None]
         if tl.max(tl.max(logits, 1), 0) > -margin:
-            p = tl.exp(logits)
+            p = tl.exp(logits - _entries(shift_of, 2 * row + 1, 2 * n)[:, None])
             usage += tl.sum(p, 0)
             sums += tl.dot(tl.trans(p), _rows(collected_of, row, n, width, V), input_precision=PRECISION)
     tl.store(to_usage + column, usage, column < k)

@@ -50,6 +50,11 @@ def least_logit(dtype: torch.dtype) -> float:
     return math.log(torch.finfo(dtype).tiny) / 2
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether to pick out the few that matter: a GPU would have to wait to learn how many."""
+    return tensor.device.type == "cpu"
+
+
 def best_codes(scores: Scores) -> Int[Tensor, " n"]:
     """The code of the largest score, the lowest on ties."""
     if len(scores.left) == 0:
@@ -62,7 +67,7 @@ def search(scores: Scores, listing: bool = True, farther: float = 0.0) -> Found:
     if len(scores.left) == 0:
         number, place = scores.left.new_zeros(0), torch.zeros(0, dtype=torch.int32, device=scores.left.device)
         return Found(place.long(), number.new_zeros(0, 2), place, place, number, place.long())
-    found = _sweep(scores, listing and scores.left.device.type == "cpu", True, farther)
+    found = _sweep(scores, listing and on_cpu(scores.left), True, farther)
     row, column, logit = zip(*(tile.entries() for tile in found), strict=True)
     every = torch.arange(len(scores.left), device=scores.left.device)
     return Found(
@@ -122,7 +127,7 @@ class _Tile:
         before, each = self.best, logits.view(len(logits), GROUP, -1)
         groups = each.amax(1)
         top, group = groups.max(1)
-        if self.left.device.type == "cpu":
+        if on_cpu(self.left):
             better = (top > before).nonzero().squeeze(1)
             group = group[better]
             self.index[better] = start + group * GROUP + each[better, :, group].argmax(1)

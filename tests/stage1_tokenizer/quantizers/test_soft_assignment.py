@@ -183,13 +183,15 @@ TILINGS = {"one": (1024, 1 << 20), "ragged": (7, 7 * 48), "vectors": (3, 1 << 20
 
 
 def only(monkeypatch, kind):
-    """Makes the search list no vector's codes, or every vector's."""
-    if kind != "as shipped":
+    """Makes the search list no vector's codes, or every vector's, or work as it does on a GPU."""
+    if kind == "as on a GPU":
+        monkeypatch.setattr(search, "on_cpu", lambda tensor: False)
+    elif kind != "as shipped":
         monkeypatch.setattr(search, "MOST_GROUPS", 1.0)
         monkeypatch.setattr(search, "most_listed", lambda n, k, channels: 0 if kind == "whole" else k)
 
 
-KINDS = ["whole", "as shipped", "listed"]
+KINDS = ["whole", "as shipped", "listed", "as on a GPU"]
 
 
 @pytest.mark.parametrize("similarity", ["squared_distance", "cosine", "dot"])
