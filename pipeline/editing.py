@@ -11,11 +11,15 @@ prediction those of coarser scales.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from itertools import chain
+from numbers import Integral
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int, UInt8
-from torch import Tensor
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline.core.errors import UserError
@@ -28,6 +32,7 @@ from stage2_prior.sampling import UNKNOWN, Progress
 
 Images = UInt8[Tensor, "b 3 y x"]
 Masks = Bool[Tensor, "b y x"]
+Part = TypeVar("Part", bound=nn.Module)
 
 
 @runtime_checkable
@@ -56,13 +61,18 @@ def inpaint(
     """Fill the masked pixels of each image, in the sense of its label; all other pixels are those that came in.
 
     The tokens of every cell with a masked pixel are sampled, and those up to `grow` cells away, which the hole has touched.
+    Raises UserError for a `grow` below 0.
     """
     require_alike(images=images, masks=masks, labels=class_labels, seeds=seeds)
     if masks.shape[-2:] != images.shape[-2:]:
         sizes = [tuple(given.shape[-2:]) for given in (masks, images)]
         raise UserError(f"masks: of {sizes[0]} pixels, the images of {sizes[1]}; give masks of their size")
-    given = encode(model, blank(images, masks)).masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None], UNKNOWN)
-    tokens = model.prior.sample(class_labels, sampling, seeds, given=given, progress=progress).tokens
+    if not isinstance(grow, Integral) or grow < 0:
+        raise UserError(f"grow: {grow}; give a whole number of cells, at least 0")
+    masks = masks.to(images.device) != 0  # of bytes, as they may be too, ~ would make no opposite
+    tokens = encode(model, blank(images, masks))
+    given = tokens.masked_fill(hole_tokens(masks, model.tokenizer.spec, grow)[..., None].to(tokens.device), UNKNOWN)
+    tokens = onloaded(model.prior).sample(class_labels, sampling, seeds, given=given, progress=progress).tokens
     filled = model.decode(tokens).to(images.device)
     return torch.where(masks[:, None], filled, images)
 
@@ -89,7 +99,7 @@ def vary(
     for row, seed in enumerate(seeds):
         chosen = torch.randperm(tokens.shape[1], generator=generator("vary", seed))[:again]
         tokens[row, chosen.to(tokens.device)] = UNKNOWN
-    tokens = model.prior.sample(class_labels, sampling, seeds, given=tokens, progress=progress).tokens
+    tokens = onloaded(model.prior).sample(class_labels, sampling, seeds, given=tokens, progress=progress).tokens
     return model.decode(tokens).to(images.device)
 
 
@@ -105,11 +115,11 @@ def outpaint(
     """Extend images of the tokenizer's size by (top, bottom, left, right) pixels, one result per image, label and seed.
 
     Windows of that size slide over the canvas, by half of it at a time and from the picture outwards; each fills what is
-    still unknown in it; where `progress` stops, the rest stays grey. Raises UserError for margins below 0.
+    still unknown in it; where `progress` stops, the rest stays grey. Raises UserError for margins that are no whole pixels.
     """
     require_alike(images=images, labels=class_labels, seeds=seeds)
-    if len(margins) != 4 or min(margins) < 0:
-        raise UserError(f"margins: {margins}; give pixels of at least 0 for top, bottom, left, right")
+    if len(margins) != 4 or not all(isinstance(margin, Integral) and margin >= 0 for margin in margins):
+        raise UserError(f"margins: {margins}; give whole pixels, at least 0, for top, bottom, left, right")
     side_y, side_x = require_size(model, images)
     top, bottom, left, right = margins
     canvas = F.pad(images, (left, right, top, bottom))
@@ -146,9 +156,38 @@ def windows(canvas: Sequence[int], window: Sequence[int], start: Sequence[int]) 
 
 
 def encode(model: Model, images: Images) -> Int[Tensor, "b t d"]:
-    """Tokens of uint8 images; UserError where they are not of the tokenizer's size."""
+    """Tokens of uint8 images; UserError where they are not of the tokenizer's size.
+
+    In float32, as a tokenizer measures distances, whatever the precision of its weights.
+    """
     require_size(model, images)
-    return model.tokenizer.encode(images.to(model.tokenizer.device).float() / 127.5 - 1)
+    tokenizer = onloaded(model.tokenizer)
+    if not len(images):  # PixelUnshuffle gives no image another shape
+        return torch.empty(0, tokenizer.spec.t, tokenizer.spec.d, dtype=torch.long, device=tokenizer.device)
+    scaled = images.to(tokenizer.device).float() / 127.5 - 1
+    if tokenizer.dtype == torch.float32:
+        return tokenizer.encode(scaled)
+    encoder = _Encoder(tokenizer)
+    weights = chain(encoder.named_parameters(), encoder.named_buffers())
+    exact = {name: each.float() for name, each in weights if each.is_floating_point()}
+    return functional_call(encoder, exact, (scaled,))
+
+
+class _Encoder(nn.Module):
+    """A tokenizer's way in as the `forward` that functional_call wants."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Float[Tensor, "b 3 y x"]) -> Int[Tensor, "b t d"]:
+        return self.tokenizer.encode(images)
+
+
+@apply_forward_hook
+def onloaded(part: Part) -> Part:
+    """A part of a pipeline, on its device: accelerate's hooks, which move it there, wait for a `forward` that nobody calls."""
+    return part
 
 
 def require_size(model: Model, images: Images) -> tuple[int, int]:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.api import load_pipeline
 from pipeline.core.errors import UserError
@@ -68,6 +70,60 @@ def test_an_edit_is_the_same_alone_and_in_a_batch(model, images, masks):
         assert inpaint(model, images[one], masks[one], LABELS[one], SEEDS[one], options)[0].equal(together[row])
 
 
+def test_masks_may_be_bytes(model, images, masks):
+    options = model.options()
+    filled = inpaint(model, images, masks, LABELS, SEEDS, options)
+    for white in (1, 255):
+        assert inpaint(model, images, masks.to(torch.uint8) * white, LABELS, SEEDS, options).equal(filled)
+
+
+@pytest.mark.parametrize("grow", [-1, 0.5])
+def test_what_a_hole_cannot_grow_by_is_one_line(model, images, masks, grow):
+    with pytest.raises(UserError, match=r"grow: .*; give a whole number of cells"):
+        inpaint(model, images, masks, LABELS, SEEDS, model.options(), grow=grow)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_pipeline_in_half_precision_edits(chain, images, masks, dtype):
+    model, weights = load_pipeline(chain.maskgit), load_pipeline(chain.maskgit).to(dtype)
+    model.to(dtype).to(torch.float32)  # the same weights, rounded
+    options = model.options()
+    assert encode(weights, images).equal(encode(model, images))
+    assert {each.dtype for each in weights.tokenizer.parameters()} == {dtype}
+    filled = inpaint(weights, images, masks, LABELS, SEEDS, options)
+    assert torch.where(masks[:, None], 0, filled).equal(torch.where(masks[:, None], 0, images))
+    assert (filled != images)[0, :, 5:9, 10:].float().mean() > 0.9
+    assert not vary(weights, images, 0.5, LABELS, SEEDS, options).equal(vary(weights, images, 0.0, LABELS, SEEDS, options))
+
+
+@pytest.mark.parametrize("pixels", ["cpu", "cuda"])
+@pytest.mark.parametrize("holes", ["cpu", "cuda"])
+def test_pictures_and_masks_may_lie_on_another_device_than_the_model(pixels, holes):
+    """Fake tensors know their devices, and those that operations refuse to mix, without having them."""
+
+    class Tokenizer(torch.nn.Module):
+        spec = TokenSpec(sizes=(8,), scales=((4, 4),), image_size=(16, 16))
+        device, dtype = torch.device("cuda:0"), torch.float32
+
+        def encode(self, images):
+            assert images.device == self.device
+            return images.new_zeros(len(images), 16, 1, dtype=torch.long)
+
+    class Prior(torch.nn.Module):
+        def sample(self, labels, options, seeds, given, progress):
+            return SimpleNamespace(tokens=given)
+
+    def decode(tokens):
+        return tokens.new_zeros(len(tokens), 3, 16, 16, dtype=torch.uint8)
+
+    model = SimpleNamespace(tokenizer=Tokenizer(), prior=Prior(), decode=decode)
+    with FakeTensorMode():
+        images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8, device=pixels)
+        masks = torch.ones(2, 16, 16, dtype=torch.bool, device=holes)
+        filled = inpaint(model, images, masks, [1, 2], [3, 4], None)  # pyright: ignore[reportArgumentType]
+        assert filled.device == images.device and filled.shape == images.shape
+
+
 def test_variation_goes_from_the_reconstruction_to_a_new_image(model, images):
     options = model.options()
     tokens = encode(model, images)
@@ -88,8 +144,9 @@ def test_outpainting_keeps_the_picture_and_fills_the_rest(model, images):
     assert wide[..., 16:, :].float().std() > 0 and not wide[0, :, 16:].equal(wide[1, :, 16:])
     assert outpaint(model, images[1:2], margins, [4], [2], options)[0].equal(wide[1])
     assert outpaint(model, images[:1], (0, 0, 0, 0), [4], [1], options).equal(images[:1])
-    with pytest.raises(UserError, match="margins"):
-        outpaint(model, images[:1], (0, -1, 0, 0), [4], [1], options)
+    for wrong in ((0, -1, 0, 0), (0, 1.5, 0, 0), (0, 0, 0)):
+        with pytest.raises(UserError, match=r"margins: .*; give whole pixels"):
+            outpaint(model, images[:1], wrong, [4], [1], options)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 3, 3), (3, 2, 3, 3), (3, 3, 2, 3), (3, 3, 3, 2), (1, 3, 3, 3), (3, 3, 0, 3)])
