@@ -12,7 +12,6 @@ results/data_scale.png. Needs Linux, a gigabyte of disk, and five minutes of a c
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -28,7 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.data_scale_plot import draw
-from benchmarks.measuring import Memory, device_name, resident
+from benchmarks.measuring import Memory, command_line, device_name, measured_by, resident
 from pipeline.core.command import run_command
 from pipeline.core.data.images import ImageDataset
 from pipeline.core.data.listing import REMEMBERED
@@ -36,7 +35,6 @@ from pipeline.core.data.sources import load_data
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.launch import start_accelerator
-from pipeline.core.run_folder import versions
 from pipeline.core.token_store import TokenIdentity, TokenStore, TokenStoreWriter, shards_of
 from pipeline.tokenization import Job, encode_shards
 from stage1_tokenizer.backbone import Backbone
@@ -60,7 +58,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Parse the command line, then measure."""
-    parser = argparse.ArgumentParser(description="Memory and start-up by the number of images.")
+    parser = command_line("data_scale", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="images (default: up to 1.3 million)")
     parser.add_argument("--work", type=Path, help="a folder for the data made here (default: the system's, for such)")
     parser.add_argument("--out", type=Path, default=Path("results/data_scale.json"), help="default: results/data_scale.json")
@@ -94,7 +92,7 @@ def measure(sizes: list[int], work: Path) -> Row:
     return {
         "what": __doc__,
         "device": device_name("cpu"),
-        "versions": versions(),
+        "versions": measured_by(),
         "settings": settings | {"limits": limits},
         "bytes_per_image": {what: growth(rows, what) for what in dict.fromkeys(row["what"] for row in rows)},
         "rows": rows,

@@ -96,14 +96,14 @@ def measure_all(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {"what": WHAT} | opened(out, arguments.device, settings=settings)
     done = {key(row) for row in result["rows"]}
     for number, codes, head, writing in product(range(arguments.rounds), arguments.codes, arguments.heads, writings):
-        case = {"codes": codes, "head": head, "writing": writing}
-        if key(case | {"round": number}) in done or (writing == "torch" and codes > TORCH_UP_TO):
+        case: dict[str, Any] = {"codes": codes, "head": head, "writing": writing}
+        if key(case | {"round": number}) in done or (case["codes"] > TORCH_UP_TO and writing == "torch"):
             continue
         found = in_a_process("benchmarks.large_vocabulary", case | common)
         result["rows"].append({**case, "round": number, **found})
         result |= {"versions": measured_by(), "summary": summary(result["rows"])}
         write_json(out, result)
-        print(f"round {number + 1}  K = {codes:7,d}  {head:9s}  {writing:8s}  {found}", flush=True)
+        print(f"{len(result['rows']):3d} rows  K = {codes:7,d}  {head:9s}  {writing:8s}  {found}", flush=True)
     for row in result.get("summary", []):
         print(row)
 

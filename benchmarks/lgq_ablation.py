@@ -6,14 +6,14 @@ other quantizers; same data order, seed, steps and backbone. Writes results/lgq_
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from benchmarks.measuring import command_line
 from benchmarks.trials import Trial, run_trials
 from pipeline.core.command import run_command
 from pipeline.core.errors import UserError
 
-CONFIG = "configs/stage1/demo.yaml"
+CONFIG, OUT = "configs/stage1/demo.yaml", Path("results/lgq_ablation.json")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "lgq": ("quantizer=lgq",),
     "absolute temperature": ("quantizer=lgq", "quantizer.relative_temperature=false"),
@@ -36,11 +36,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Parse the command line, then train and measure what the result file lacks."""
-    parser = argparse.ArgumentParser(description="Ablate LGQ's options on the built-in images.")
+    parser = command_line("lgq_ablation", __doc__)
     parser.add_argument("--images", type=int, default=8000, help="training images of each variant (default: 8000)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each variant (default: 1)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("results/lgq_ablation.json"))
+    parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
     arguments = parser.parse_args()
     trials = [Trial(name, changes, seed) for seed in range(arguments.seeds) for name, changes in VARIANTS.items()]
     result = run_trials(trials, CONFIG, arguments.images, arguments.out, arguments.jobs)

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from benchmarks.measuring import forget_peak, resident
+from benchmarks.measuring import command_line, forget_peak, measured_by, resident
 from eval.metrics import psnr
 from pipeline.api import load_tokenizer
 from pipeline.core.code_usage import code_usage
@@ -29,7 +28,6 @@ from pipeline.core.data.sources import load_data
 from pipeline.core.files import write_json
 from pipeline.core.launch import start_accelerator
 from pipeline.core.rng import derive_seed
-from pipeline.core.run_folder import versions
 from pipeline.generator import to_uint8
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.objective import TokenizerObjective
@@ -41,10 +39,10 @@ STEPS = 12  # that are timed, after two that are not
 
 def main() -> None:
     """Parse the command line, train, measure, write the row."""
-    parser = argparse.ArgumentParser(description="Train one tokenizer and measure it.")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser = command_line("trial", __doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of a tokenizer's training")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where its row goes, as JSON")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top of the file, e.g. quantizer=vq")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     write_json(arguments.out, trial(load_config(Stage1Config, arguments.config, arguments.settings)))
@@ -63,7 +61,7 @@ def trial(config: Stage1Config) -> dict[str, Any]:
         "psnr_without_codes": psnr(mean, validation).mean().item(),
         **quality(tokenizer, validation),
         "data_fingerprint": data.fingerprint,
-        "versions": versions(),
+        "versions": measured_by(),
     }
 
 

@@ -7,12 +7,12 @@ goes on where it was stopped. Ends with an error where a method failed or did no
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import command_line
 from benchmarks.trials import Trial, run_trials
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
@@ -31,7 +31,7 @@ SOFT = 1e-3  # of the codes' energy, by which codes in training may differ from 
 
 def main() -> None:
     """Parse the command line, train and measure what the result file lacks, print the table."""
-    parser = argparse.ArgumentParser(description="Train every quantizer under one budget and tabulate them.")
+    parser = command_line("zoo", __doc__)
     parser.add_argument("--names", nargs="+", default=sorted(QUANTIZERS), metavar="NAME", help="default: every quantizer")
     parser.add_argument("--images", type=int, default=3200, help="training images of each method (default: 3200)")
     parser.add_argument("--bits", type=float, default=10.0, help="per position of the grid (default: 10)")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 
 PROJECT = Path(__file__).resolve().parents[2]
+COMMANDS = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py") if "run_command(main)" in path.read_text())
 BY_DEVICE = ("prior", "soft_assignment", "end_to_end", "large_vocabulary")
 
 
@@ -84,3 +88,24 @@ def test_a_result_file_that_grows_does_not_make_the_code_a_changed_one(tmp_path,
     assert measuring.measured_by() == {"code": "abc"}
     (tmp_path / "code.py").write_text("2\n")
     assert measuring.measured_by() == {"code": "abc" + CHANGES}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_how_a_benchmark_is_started_and_what_each_option_does(name, monkeypatch, capsys):
+    parsers: list[argparse.ArgumentParser] = []
+    shown = argparse.ArgumentParser.print_help
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "print_help", lambda self, file=None: parsers.append(self) or shown(self, file)
+    )
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and out.startswith(f"usage: python -m benchmarks.{name} [-h]")
+    assert (module.__doc__ or "").strip().splitlines()[-1] in out, "the docstring, as it is"
+    assert [action.dest for parser in parsers for action in parser._actions if not action.help] == []
+
+
+def test_all_benchmarks_are_commands():
+    assert len(COMMANDS) == 10 and set(BY_DEVICE) < set(COMMANDS)

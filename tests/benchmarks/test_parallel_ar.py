@@ -30,7 +30,7 @@ def runs(monkeypatch):
     priors = {name: build_prior("ar", **tokenizer.spec.to_dict(), **small, **more).eval() for name, more in orders.items()}
     models = {name: ImageGenerator(tokenizer, prior) for name, prior in priors.items()}
     for module in (parallel_ar, sampling_sweep):
-        monkeypatch.setattr(module, "load_pipeline", lambda run: models[run])
+        monkeypatch.setattr(module, "load_pipeline", lambda run: models[run.name])
         monkeypatch.setattr(module, "weights_sha256", lambda run: f"sha256 of {run}")
         monkeypatch.setattr(module, "prior_folder", Path)
     return models
@@ -59,16 +59,16 @@ def test_speed_stands_beside_one_token_a_pass_and_beside_the_lookahead():
 def test_speeds_of_the_same_weights_and_device_are_measured_once(runs, tmp_path, monkeypatch):
     out, config = tmp_path / "out.json", EvalConfig(batch_size=2)
     write_json(out, {"rows": ["old"], "reference": "of old rows"})
-    first = measure_speeds("plain", "parallel", config, out)
+    first = measure_speeds(Path("plain"), Path("parallel"), config, out)
     inputs = [entry["inputs"] for entry in first]
     assert [(each["batch"], each["lookahead"]) for each in inputs if "lookahead" in each] == [(1, 1), (1, 8), (2, 1), (2, 8)]
     steps = [(each["batch"], each["tokens_per_step"], each["steps"]) for each in inputs if "tokens_per_step" in each]
     assert steps == [(batch, n, 16 // n) for batch in (1, 2) for n in parallel_ar.AT_ONCE]
     assert all(0 < entry["fastest"] <= entry["seconds_per_image"] <= entry["slowest"] for entry in first) and ROUNDS % 2
     assert {each["device"] for each in inputs} == {device_name("cpu")}
-    assert measure_speeds("plain", "parallel", config, out) == first
+    assert measure_speeds(Path("plain"), Path("parallel"), config, out) == first
     monkeypatch.setattr(parallel_ar, "device_name", lambda device: "abacus")
-    assert measure_speeds("plain", "parallel", config, out) != first
+    assert measure_speeds(Path("plain"), Path("parallel"), config, out) != first
     result = read_json(out)
     assert len(result["speeds"]) == 2 * len(first) and (result["rows"], result["reference"]) == (["old"], "of old rows")
 
@@ -82,7 +82,7 @@ def test_new_rows_name_their_reference_and_the_priors_training_and_old_ones_are_
 
     def rows(seed, plans):
         judge = SimpleNamespace(config=EvalConfig(seed=seed), reference=SimpleNamespace(describe=lambda: {"seed": seed}))
-        return sampling_sweep.measure_all(judge, "tokenizer", "plain", plans, out)  # pyright: ignore[reportArgumentType]
+        return sampling_sweep.measure_all(judge, Path("tokenizer"), Path("plain"), plans, out)  # pyright: ignore[reportArgumentType]
 
     (old,) = rows(0, [{}])
     assert old["reference"] == {"seed": 0} and old["training_images"] == 320
