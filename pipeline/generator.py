@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Number
+from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -25,10 +26,12 @@ from pipeline.model_card import CODE, find_results, model_card
 from pipeline.pixels import GREY, Holes, Pictures, as_output, from_masks, from_pictures, to_uint8
 from pipeline.step_end import CALLBACK_TENSORS, StepEnd, StepEndCallback
 from stage1_tokenizer.tokenizer import Tokenizer
+from stage2_prior.drawing import require_seed
 from stage2_prior.prior import Mixture, Prior
 from stage2_prior.sampling import UNKNOWN, make_options, require_options
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PIXEL_TYPES = ("pil", "np", "pt")
+OUTPUT_TYPES = (*PIXEL_TYPES, "latent")
 Label = int | str | Mixture
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -120,11 +123,13 @@ class ImageGenerator(DiffusionPipeline):
         """
 
         def generate(request: Request) -> Tensor:
-            tokens = self.prior.sample(request.class_labels, request.sampling, request.seeds, progress=request.progress).tokens
+            prior = editing.onloaded(self.prior)
+            tokens = prior.sample(request.class_labels, request.sampling, request.seeds, progress=request.progress).tokens
             return tokens if output_type == "latent" else self.decode(tokens)
 
         return self._answer(
             generate,
+            OUTPUT_TYPES,
             class_labels,
             seeds,
             num_inference_steps,
@@ -143,15 +148,18 @@ class ImageGenerator(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Fill the masked pixels of each picture (editing.inpaint); from `class_labels` on, the arguments of a call.
 
-        One picture, or one mask, alone goes for all seeds.
+        One picture, or one mask, alone goes for all seeds. masks: white pictures, or a tensor of booleans, or of bytes that are
+        not 0. What comes back are pixels, of any edit: no output_type "latent".
         """
+        if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
+            masks = masks.bool()
         given, holes = from_pictures(images), from_masks(masks)
 
         def fill(request: Request) -> Tensor:
             rows = len(request.seeds)
             return editing.inpaint(self, _each(given, rows), _each(holes, rows), **vars(request), grow=grow)
 
-        return self._answer(fill, class_labels, *args, **kwargs)
+        return self._answer(fill, PIXEL_TYPES, class_labels, *args, **kwargs)
 
     @torch.no_grad()
     def vary(
@@ -163,7 +171,7 @@ class ImageGenerator(DiffusionPipeline):
         def change(request: Request) -> Tensor:
             return editing.vary(self, _each(given, len(request.seeds)), strength, **vars(request))
 
-        return self._answer(change, class_labels, *args, **kwargs)
+        return self._answer(change, PIXEL_TYPES, class_labels, *args, **kwargs)
 
     @torch.no_grad()
     def outpaint(
@@ -180,17 +188,29 @@ class ImageGenerator(DiffusionPipeline):
         def extend(request: Request) -> Tensor:
             return editing.outpaint(self, _each(given, len(request.seeds)), margins, **vars(request))
 
-        return self._answer(extend, class_labels, *args, **kwargs)
+        return self._answer(extend, PIXEL_TYPES, class_labels, *args, **kwargs)
 
     def interpolate(
-        self, first: int | str, second: int | str, images: int, *, seed: int = 0, **kwargs: Any
+        self,
+        first: int | str,
+        second: int | str,
+        images: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
         """As many images of one seed, in equal steps from one class to another; the ends are images of the classes.
 
-        The other arguments are those of a call.
+        seed: default 0, or drawn from `generator`. The other arguments are those of a call, but for `seeds`.
         """
+        if "seeds" in kwargs or (generator is not None and (seed is not None or not isinstance(generator, torch.Generator))):
+            raise UserError("seeds and generator: all images of an interpolation have one seed; give seed=, or one generator")
+        if not isinstance(images, Integral) or images < 0:
+            raise UserError(f"images: {images}; give a whole number, at least 0")
+        one = (seed or 0) if generator is None else _draw(generator, 1)[0]
         weights = torch.linspace(0, 1, images, dtype=torch.float64).tolist()
-        return self([Mixture(first, second, weight) for weight in weights], [seed] * images, **kwargs)
+        return self([Mixture(first, second, weight) for weight in weights], [one] * images, **kwargs)
 
     def batches(
         self, labels: Sequence[int | Mixture], seeds: Sequence[int], sampling: Any, batch_size: int = 128
@@ -198,13 +218,15 @@ class ImageGenerator(DiffusionPipeline):
         """Images of many labels and seeds as uint8 batches: what evaluation consumes."""
         for start in range(0, len(labels), batch_size):
             rows = slice(start, start + batch_size)
-            yield self.decode(self.prior.sample(labels[rows], sampling, seeds[rows]).tokens)
+            yield self.decode(editing.onloaded(self.prior).sample(labels[rows], sampling, seeds[rows]).tokens)
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b t d"]) -> UInt8[Tensor, "b 3 y x"]:
         """Pixels of tokens, rounded to the nearest of 256 levels; grey over the cells whose tokens are UNKNOWN."""
+        if not len(tokens):  # PixelShuffle gives no image another shape
+            return torch.empty(0, 3, *self.tokenizer.spec.image_size, dtype=torch.uint8, device=tokens.device)
         known = (tokens != UNKNOWN).all(-1)
-        images = to_uint8(self.tokenizer.decode(tokens.clamp_min(0)))
+        images = to_uint8(editing.onloaded(self.tokenizer).decode(tokens.clamp_min(0)))
         if known.all():
             return images
         h, w = self.tokenizer.spec.grid
@@ -255,6 +277,7 @@ class ImageGenerator(DiffusionPipeline):
     def _answer(
         self,
         make: Callable[[Request], Tensor],
+        types: Sequence[str],
         class_labels: Label | Sequence[Label] | Int[Tensor, " b"],
         seeds: Sequence[int] | None = None,
         num_inference_steps: int | None = None,
@@ -267,8 +290,8 @@ class ImageGenerator(DiffusionPipeline):
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
         """What every kind of call does the same way: understand the arguments, show the progress, hand out the images."""
-        if output_type not in OUTPUT_TYPES:  # said before the work, not after it
-            raise UserError(f"output_type: {output_type}; choose one of {', '.join(OUTPUT_TYPES)}")
+        if output_type not in types:  # said before the work, not after it
+            raise UserError(f"output_type: {output_type}; choose one of {', '.join(types)}")
         sampling = self.options(steps=num_inference_steps, guidance_scale=guidance_scale, **options)
         labels, own_seeds = self._labels_and_seeds(class_labels, seeds, generator)
         self._interrupt = False
@@ -281,19 +304,21 @@ class ImageGenerator(DiffusionPipeline):
     def _labels_and_seeds(
         self, labels: Any, seeds: Sequence[int] | None, generators: Generators | None
     ) -> tuple[list[int | Mixture], list[int]]:
-        alone = isinstance(labels, (str, Integral, Mixture))
-        listed: Any = [labels] if alone else labels.tolist() if isinstance(labels, Tensor) else labels
+        if labels is None:
+            raise UserError("class_labels: None; give one for every image, and guidance_scale=0 for images of no class")
+        alone = isinstance(labels, (str, Number, Mixture)) or (isinstance(labels, Tensor) and labels.ndim == 0)
+        listed: Any = [labels] if alone else _listed("class_labels", labels)
         found = [self._label(label) for label in listed]
         if seeds is not None and generators is not None:
             raise UserError("seeds and generator: give one of them; seeds are drawn from a generator")
         if seeds is not None:
-            drawn = [int(seed) for seed in seeds]
+            drawn = [require_seed(seed) for seed in _listed("seeds", seeds)]
         elif generators is None:
             drawn = list(range(len(found)))
         elif isinstance(generators, torch.Generator):
             drawn = _draw(generators, len(found))
         else:
-            drawn = [seed for generator in generators for seed in _draw(generator, 1)]
+            drawn = [seed for generator in _listed("generator", generators) for seed in _draw(generator, 1)]
         return (found * len(drawn) if alone else found), drawn
 
     def _label(self, label: Label) -> int | Mixture:
@@ -305,7 +330,10 @@ class ImageGenerator(DiffusionPipeline):
 
     def _number(self, label: int | str) -> int:
         if not isinstance(label, str):
-            return int(label)  # the prior knows which there are
+            try:
+                return index(label)  # the prior knows which there are
+            except TypeError:
+                raise UserError(f"class_labels: {label!r:.100}; give the number of a class, a name or a Mixture") from None
         found = self.classes(label)
         if len(found) > 1:
             raise UserError(
@@ -317,6 +345,14 @@ class ImageGenerator(DiffusionPipeline):
 
 def _draw(generator: torch.Generator, count: int) -> list[int]:
     return torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device).tolist()
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    """UserError where it is one thing, and one for every image is wanted."""
+    try:
+        return given.tolist() if isinstance(given, Tensor) and given.ndim else list(given)
+    except TypeError:
+        raise UserError(f"{name}: {given!r:.100}; give a list, one for every image") from None
 
 
 def _each(given: Tensor, rows: int) -> Tensor:

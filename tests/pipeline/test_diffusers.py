@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -180,6 +181,8 @@ def test_editing_is_there_as_methods(generator):
     mask[:, 4:12, 8:] = True
     white = Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
     from_tensors = generator.inpaint(noise, mask, "star", [1, 2], output_type="np", temperature=0.9).images
+    from_bytes = generator.inpaint(noise, mask.to(torch.uint8), "star", [1, 2], output_type="np", temperature=0.9).images
+    assert np.array_equal(from_bytes, from_tensors)
     from_pictures = generator.inpaint(picture, white, ["star", 4], [1, 2], output_type="np", temperature=0.9).images
     assert np.array_equal(from_tensors, from_pictures) and not np.array_equal(from_tensors[0], from_tensors[1])
     kept = np.asarray(picture)[~mask[0].numpy()]
@@ -188,8 +191,9 @@ def test_editing_is_there_as_methods(generator):
     steps = []
     generator.vary(picture, 0.5, 4, callback_on_step_end=lambda p, step, t, given: (steps.append(step), {})[1])
     assert steps == list(range(len(steps))) and len(steps) > 1
-    with pytest.raises(UserError, match="output_type: jpg"):
-        generator.vary(picture, 0.5, 4, output_type="jpg")
+    for type_ in ("jpg", "latent"):  # an edit copies pixels, which no tokens hold
+        with pytest.raises(UserError, match=f"output_type: {type_}; choose one of pil, np, pt$"):
+            generator.vary(picture, 0.5, 4, output_type=type_, callback_on_step_end=lambda *given: pytest.fail("too late"))
     odd = [picture, picture.resize((8, 8))]
     for wrong, message in ((noise.float(), "a tensor of torch.float32"), ([], "give PIL images"), (odd, "2 different sizes")):
         with pytest.raises(UserError, match=message):
@@ -204,6 +208,54 @@ def test_interpolation_goes_from_class_to_class(generator):
     assert np.array_equal(strip[1], pixels(generator, Mixture("star", 2, 0.25), [7], guidance_scale=2.0)[0])
     same = generator.interpolate(4, 4, 3, seed=7, output_type="np").images
     assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
+
+
+def test_an_interpolation_has_one_seed_which_a_generator_may_give(generator):
+    def strip(**seed):
+        return generator.interpolate("star", 2, 3, output_type="latent", **seed).images
+
+    def seeded():
+        return torch.Generator().manual_seed(5)
+
+    drawn = pixels(generator, ["star"], generator=seeded())
+    assert np.array_equal(generator.interpolate("star", 2, 3, generator=seeded(), output_type="np").images[:1], drawn)
+    assert strip(generator=seeded()).equal(strip(generator=seeded())) and not strip(generator=seeded()).equal(strip())
+    assert strip().equal(strip(seed=0))
+    for wrong in ({"seeds": [1, 2, 3]}, {"seed": 1, "generator": seeded()}, {"generator": [seeded()] * 3}):
+        with pytest.raises(UserError, match="all images of an interpolation have one seed; give seed="):
+            strip(**wrong)
+    for count in (-1, 2.5):
+        with pytest.raises(UserError, match=r"images: .*; give a whole number"):
+            generator.interpolate("star", 2, count)
+
+
+def test_the_hooks_of_offloading_fire_before_every_part_that_works(generator):
+    """accelerate's hooks, which move a part to its device, wait for `forward`; no call here uses that."""
+    fired = []
+
+    class Note(ModelHook):
+        def __init__(self, name):
+            self.name = name
+
+        def pre_forward(self, module, *args, **kwargs):
+            fired.append(self.name)
+            return args, kwargs
+
+    parts = {name: getattr(generator, name) for name in generator.model_cpu_offload_seq.split("->")}
+    for name, part in parts.items():
+        add_hook_to_module(part, Note(name))
+    try:
+        generator([1], [2])
+        list(generator.batches([1], [2], generator.options()))
+        assert fired == ["prior", "tokenizer"] * 2
+        picture, mask = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.ones(1, 16, 16, dtype=torch.bool)
+        for edit in (generator.vary, generator.inpaint, generator.outpaint):
+            fired.clear()
+            edit(picture, {"vary": 0.5, "inpaint": mask, "outpaint": (0, 4, 0, 0)}[edit.__name__], [1], [2])
+            assert fired == ["tokenizer", "prior", "tokenizer"]
+    finally:
+        for part in parts.values():
+            remove_hook_from_module(part)
 
 
 def test_the_model_card_has_the_numbers_of_these_weights_and_no_others(generator, tmp_path, weights_of):

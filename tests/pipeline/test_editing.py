@@ -124,6 +124,13 @@ def test_pictures_and_masks_may_lie_on_another_device_than_the_model(pixels, hol
         assert filled.device == images.device and filled.shape == images.shape
 
 
+def test_no_picture_is_edited_to_none(model, images, masks):
+    options, none = model.options(), images[:0]
+    assert inpaint(model, none, masks[:0], [], [], options).equal(none)
+    assert vary(model, none, 0.5, [], [], options).equal(none)
+    assert outpaint(model, none, (4, 0, 0, 8), [], [], options).shape == (0, 3, 20, 24)
+
+
 def test_variation_goes_from_the_reconstruction_to_a_new_image(model, images):
     options = model.options()
     tokens = encode(model, images)

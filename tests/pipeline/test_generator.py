@@ -120,12 +120,36 @@ def test_classes_go_by_number_and_name(generator):
         ({"class_labels": [1], "guidance_scale": -1}, "guidance_scale"),
         ({"class_labels": [1], "top_k": 0}, "top_k"),
         ({"class_labels": [1], "guidance": 2}, r"guidance: .* has no such option; did you mean guidance_scale\?"),
+        ({"class_labels": None}, "class_labels: None; give one for every image, and guidance_scale=0"),
+        ({"class_labels": [1.7]}, "class_labels: 1.7; give the number of a class"),
+        ({"class_labels": 1.7}, "class_labels: 1.7; give the number of a class"),
+        ({"class_labels": torch.tensor([1.0])}, "class_labels: 1.0; give the number of a class"),
+        ({"class_labels": [[1, 2]]}, r"class_labels: \[1, 2\]; give the number of a class"),
+        ({"class_labels": [1], "seeds": 3}, "seeds: 3; give a list, one for every image"),
+        ({"class_labels": [1], "seeds": torch.tensor(3)}, r"seeds: tensor\(3\); give a list"),
+        ({"class_labels": [1], "seeds": [1.7]}, "seeds: 1.7; give a whole number"),
+        ({"class_labels": [1], "seeds": [2**64]}, f"seeds: {2**64}; give one of 64 bits"),
+        ({"class_labels": [1], "generator": 3}, "generator: 3; give a list"),
         ({"class_labels": [1], "output_type": "jpg"}, "output_type: jpg; choose one of pil, np, pt, latent"),
     ],
 )
 def test_mistakes_are_named(generator, arguments, message):
     with pytest.raises(UserError, match=message):
         generator(**arguments)
+
+
+def test_labels_and_seeds_may_be_numbers_of_any_kind(generator):
+    expected = pixels(generator, [4, 4], [1, 2])
+    for label in (torch.tensor(4), np.int64(4), np.array([4, 4]), torch.tensor([4, 4])):
+        for seeds in (torch.tensor([1, 2]), np.array([1, 2])):
+            assert np.array_equal(pixels(generator, label, seeds), expected)
+
+
+def test_no_label_gives_no_image(generator):
+    assert generator([], []).images == [] and generator.interpolate(0, 1, 0).images == []
+    assert generator([], output_type="pt").images.shape == (0, 3, 16, 16)
+    assert generator([], output_type="latent").images.shape == (0, 16, 1)
+    assert list(generator.batches([], [], generator.options())) == []
 
 
 def test_steps_are_an_option_of_priors_that_know_more_than_one_order(chain):
