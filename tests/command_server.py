@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import sys
 import traceback
 
@@ -35,6 +36,8 @@ def main() -> None:
         if ready:
             line = requests.readline()
             if not line:
+                for pid in running:  # of tests that failed
+                    os.kill(pid, signal.SIGKILL)
                 os._exit(0)  # nothing to tidy up: that of all these modules takes seconds
             pid = os.fork()
             if pid == 0:
@@ -56,6 +59,7 @@ def serve(module: str, arguments: list[str], environment: dict[str, str], folder
     for descriptor, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell started in the background ignore it
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = [module, *arguments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 PROJECT = Path(__file__).resolve().parents[1]
+HOLD = str(Path(__file__).with_name("hold_until_signalled.py"))
 OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 # intervals that do not divide each other: a snapshot falls between two reports
@@ -114,13 +116,10 @@ class Commands:
         self, processes: int, module: str, *arguments: Any, environment: Mapping[str, str] | None = None
     ) -> list[int]:
         """Start a command as that many processes of one group, as a launcher would."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         group = {
             "WORLD_SIZE": f"{processes}",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": f"{port}",
+            "MASTER_PORT": f"{free_port()}",
             "ACCELERATE_USE_CPU": "true",
             **(environment or {}),
         }
@@ -131,14 +130,18 @@ class Commands:
 
     def stop_when(self, pid: int, condition: Callable[[], bool], number: int = signal.SIGKILL) -> Result:
         """Send a signal as soon as the condition holds."""
-        self.poll(condition)
+        self.poll(condition, pid=pid)
+        assert _is_running(pid), f"ended before the signal: {self.wait(pid)}"
         os.kill(pid, number)
         return self.wait(pid)
 
-    def poll(self, condition: Callable[[], bool], seconds: float = 90) -> None:
-        """Wait until a condition holds."""
+    def poll(self, condition: Callable[[], bool], seconds: float = 90, pid: int | None = None) -> None:
+        """Wait until a condition holds; fails at once where a command that has ended, `pid`, can no longer make it hold."""
         deadline = time.monotonic() + seconds
         while not condition():
+            if pid is not None and not _is_running(pid):
+                assert condition(), f"ended before it happened: {self.wait(pid)}"
+                return
             assert time.monotonic() < deadline, "nothing happened"
             time.sleep(0.002)
 
@@ -158,6 +161,45 @@ class Commands:
         raise RuntimeError("the command server ended")
 
 
+def _is_running(pid: int) -> bool:
+    """Whether a command has not ended yet, or the command server has not yet noticed it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """A port that nothing listens at, from below those that the system hands out by itself: none may be taken by chance."""
+    draw = random.SystemRandom()
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := draw.randrange(20_000, 32_000)))
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def port() -> Callable[[], int]:
+    """`free_port`."""
+    return free_port
+
+
+def _kept_handlers() -> Iterator[None]:
+    """Gives back the handlers of SIGTERM and SIGINT that were there before, pytest's own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+handlers = pytest.fixture(_kept_handlers, name="handlers")
+module_handlers = pytest.fixture(_kept_handlers, scope="module", name="module_handlers")
+
+
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Commands as processes that start within milliseconds."""
@@ -168,8 +210,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def settings() -> SimpleNamespace:
-    """Settings of tiny trainings, `stage1` and `stage2`, and the environment of processes, offline and with one thread."""
-    return SimpleNamespace(stage1=STAGE1, stage2=STAGE2, environment=OFFLINE)
+    """Settings of tiny trainings, `stage1` and `stage2`, and the environment of processes, offline and with one thread.
+
+    `hold`: the environment of a command that waits for its signal at a place (hold_until_signalled.py).
+    """
+
+    def hold(at: object) -> dict[str, str]:
+        return {"RUN_BEFORE": HOLD, "HOLD_AT": f"{at}"}
+
+    return SimpleNamespace(stage1=STAGE1, stage2=STAGE2, environment=OFFLINE, hold=hold)
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,7 @@ def test_a_launched_command_stops_with_its_launcher(commands, settings, tmp_path
     words = [sys.executable, "-c", program, f"run={run}", *settings.stage1, "images=4000000", "snapshot_every=1000000"]
     environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    commands.poll(lambda: (run / "stats.jsonl").exists())
+    commands.poll(lambda: (run / "stats.jsonl").exists() or launcher.poll() is not None)
     launcher.terminate()
     assert launcher.stderr is not None
     said = launcher.stderr.read()  # until the child has closed it too

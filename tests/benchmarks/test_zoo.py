@@ -24,7 +24,7 @@ TRIALS = [Trial("two indices", (RESIDUAL, *TINY), 0), Trial("broken", (BROKEN, *
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def result(tmp_path_factory, module_handlers):
     """The result, and its file, which held the better trial as one that had failed."""
     folder = tmp_path_factory.mktemp("zoo")
     begun = {"config": CONFIG, "settings": ["images=64", *SHARED], "rows": [{"name": "two indices", "seed": 0, "error": "x"}]}

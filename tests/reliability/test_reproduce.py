@@ -100,7 +100,7 @@ def test_a_stop_reaches_the_training_that_works_for_it(commands, evaluated, tmp_
     run = tmp_path / "run"
     words = ["--run", run] if command == "pipeline.demo" else [evaluated / "maskgit", "--out", run]
     pid = commands.start(command, *words)
-    commands.poll(lambda: (run / "tokenizer/stats.jsonl").exists(), 300)
+    commands.poll(lambda: (run / "tokenizer/stats.jsonl").exists(), 300, pid)
     os.kill(pid, number)
     stopped = commands.wait(pid)
     assert stopped.code == code and "Traceback" not in stopped.err

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class Launchers:
     """Starts `accelerate launch` on the CPU, once per machine; ends what is left of them at the end."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], port: Callable[[], int]) -> None:
+        self.port = port
         self.folder, self.environment = folder, environment | {"ACCELERATE_USE_CPU": "true"}
         self.started: list[subprocess.Popen[bytes]] = []
         self.workers: dict[str, psutil.Process] = {}  # by their ranks
 
     def start(self, config: str, machines: int, processes: int, script: str, *arguments: str) -> list[subprocess.Popen[bytes]]:
         """Launch as many processes in all, an equal part of them on every machine."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
-        command += [f"--config_file=configs/accelerate/{config}.yaml", f"--main_process_port={port}"]
+        command += [f"--config_file=configs/accelerate/{config}.yaml", f"--main_process_port={self.port()}"]
         launched = []
         for machine in range(machines):
             which = [f"--num_machines={machines}", f"--machine_rank={machine}", "--main_process_ip=127.0.0.1"]
@@ -72,8 +69,8 @@ class Launchers:
 
 
 @pytest.fixture
-def launchers(settings, tmp_path) -> Iterator[Launchers]:
-    made = Launchers(tmp_path, settings.environment)
+def launchers(settings, port, tmp_path) -> Iterator[Launchers]:
+    made = Launchers(tmp_path, settings.environment, port)
     yield made
     made.close()
 
