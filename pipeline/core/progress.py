@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import sys
 from typing import Any
-from weakref import WeakSet
 
 from tqdm import tqdm
 
-_BARS: WeakSet[tqdm[Any]] = WeakSet()
-
 
 class Bar(tqdm):
-    """A tqdm that a signal may interrupt while it is made: half made it has nothing to close, yet tqdm's `__del__` tries to."""
+    """A tqdm that ends its line even where a signal interrupts its end."""
 
-    def __del__(self) -> None:
-        if hasattr(self, "start_t"):  # what tqdm's constructor sets last
-            super().__del__()
+    def close(self) -> None:
+        try:
+            super().close()
+        except BaseException:
+            self.fp.write("\n")  # `close_bars` no longer finds this bar
+            raise
 
 
 def progress_bar(total: int, description: str, unit: str = "img", start: int = 0, enabled: bool = True) -> tqdm[Any]:
     """A bar on standard error; where that is a file, a line every ten seconds in place of many a second."""
     terminal = sys.stderr.isatty()
-    bar = Bar(
+    return Bar(
         total=total,
         initial=start,
         desc=description,
@@ -34,11 +34,18 @@ def progress_bar(total: int, description: str, unit: str = "img", start: int = 0
         maxinterval=10,
         disable=not enabled,
     )
-    _BARS.add(bar)
-    return bar
 
 
 def close_bars() -> None:
-    """End the line of every bar, so that what is said next has a line of its own."""
-    for bar in list(_BARS):
-        bar.close()
+    """End the line of every bar, those of libraries too, so that what is said next has a line of its own.
+
+    To be called while an error that interrupted the making of a bar is being handled: the error's frames hold the half-made
+    bar, which tqdm's `__del__` would fail to close, past every `except`.
+    """
+    for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]  # where a bar is from its first moment on
+        if hasattr(bar, "start_t"):  # what tqdm's constructor sets last
+            bar.close()
+            continue
+        bar.disable = True  # nothing is left for `__del__`
+        if hasattr(bar, "sp"):  # it may have been drawn
+            bar.fp.write("\n")
