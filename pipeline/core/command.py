@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import NoReturn
 
@@ -31,6 +32,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "look after the disk, then run the same command again",
 }
+ECHO = 2.0  # seconds
 
 
 class Interrupted(BaseException):
@@ -42,17 +44,22 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second, equal one stops at once."""
+    """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second, equal one stops at once.
+
+    Within ECHO seconds an equal one is no second one: where a whole group is told to stop, its launcher dies of it, and the
+    system tells each process again (`stop_with_launcher`).
+    """
 
     def __init__(self) -> None:
-        self.signal_number = 0
+        self.signal_number, self._since = 0, 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number == number:
+        if self.signal_number != number:
+            self.signal_number, self._since = number, monotonic()
+        elif monotonic() - self._since > ECHO:
             raise Interrupted(number)
-        self.signal_number = number
 
 
 def stop_with_launcher() -> None:
@@ -123,27 +130,37 @@ def run_command(main: Callable[[], None], several: bool = False) -> NoReturn:
         if "RANK" in os.environ and processes != "1" and not several:
             raise UserError(f"launch: {processes} processes would all do the same; start this command without a launcher")
         main()
-    except UserError as error:
-        said, code = f"error: {error}", 2
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        place = UserError(f"{error.filename or 'a file'}: {error.strerror}; {REMEDIES[error.errno]}")
-        said, code = f"error: {place}", 2
-    except Interrupted as stop:
-        said, code = f"{stop}; run the same command again to go on", stop.exit_code
-    except (RuntimeError, MemoryError) as error:
-        known = explained(error)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        _on_signals(signal.SIG_IGN)  # a second one would cut short what is said
+        close_bars()
+        known = outcome(error)
         if known is None:
+            _on_signals(signal.SIG_DFL)
             raise
         said, code = known
-    except KeyboardInterrupt:
-        said, code = "stopped; run the same command again to go on", 130
-    if said:
-        close_bars()
-        print(f"{prefix}{said}", file=sys.stderr)
+        print(f"{prefix}{said}", file=sys.stderr, flush=True)
+    _on_signals(signal.SIG_DFL)  # what is left to tidy up may take its time, and ends without a traceback
     sys.stdout.flush()
     sys.exit(code)
+
+
+def outcome(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code of a command that ended with this error; None where it is a fault of ours."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        place = UserError(f"{error.filename or 'a file'}: {error.strerror}; {REMEDIES[error.errno]}")
+        return f"error: {place}", 2
+    if isinstance(error, Interrupted):
+        return f"{error}; run the same command again to go on", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; run the same command again to go on", 130
+    return explained(error) if isinstance(error, (RuntimeError, MemoryError)) else None
+
+
+def _on_signals(handler: signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def training_parser(description: str, default_config: str, examples: str) -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core import command
 from pipeline.core.command import Interrupted, Interruption, run_command, training_parser
 from pipeline.core.errors import UserError
 from pipeline.core.launch import _timeout, agreed_signal, start_accelerator
@@ -20,15 +21,6 @@ def raising(error: BaseException):
 
 
 SMALLER = "take fewer images at a time (batch_size, micro_batch), a smaller model, or a larger machine"
-
-
-@pytest.fixture
-def handlers():
-    """Signal handlers as they were before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +70,38 @@ def test_an_error_of_ours_keeps_its_traceback(handlers):
         run_command(lambda: print(1 / 0))
 
 
-def test_a_signal_is_remembered_and_an_equal_second_one_stops_at_once(handlers, tmp_path):
+@pytest.mark.parametrize(
+    "ending, said, code",
+    [
+        (KeyboardInterrupt(), "stopped; run the same command again to go on\n", 130),
+        (UserError("place: value; remedy"), "error: place: value; remedy\n", 2),
+    ],
+)
+def test_a_signal_while_the_message_is_written_changes_nothing(capsys, monkeypatch, handlers, ending, said, code):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def signalled():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(command, "close_bars", signalled)
+    with pytest.raises(SystemExit) as stop:
+        run_command(raising(ending))
+    assert (stop.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_a_signal_is_remembered_and_an_equal_second_one_stops_at_once(handlers, monkeypatch, tmp_path):
+    now = 100.0
+    monkeypatch.setattr(command, "monotonic", lambda: now)
     interruption = Interruption()
     accelerator = start_accelerator("no", "none", tmp_path)
     assert agreed_signal(accelerator, interruption, 1) == 0
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)  # a launcher that died of the first one
     assert agreed_signal(accelerator, interruption, 1) == signal.SIGTERM
+    now += 1.9
+    os.kill(os.getpid(), signal.SIGTERM)  # the launcher that died of the same one
+    now += 0.2
     with pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
 
