@@ -52,8 +52,10 @@ def _run(step: Step) -> None:
     # a group of its own, so that a Ctrl-C reaches it by way of us; it ends with us, however we end
     child = subprocess.Popen(command, env=os.environ | threads, start_new_session=True, preexec_fn=stop_with_launcher)
     stop: Interrupted | None = None
-    while child.poll() is None or (stop is not None and _is_alive(child.pid)):
-        try:
+    while True:
+        try:  # around the condition too: a signal may come at any moment
+            if child.poll() is not None and (stop is None or not _is_alive(child.pid)):
+                break
             time.sleep(0.05)
         except (KeyboardInterrupt, Interrupted) as asked:
             if stop is None:  # a launcher ends at once, and its processes are told by the system

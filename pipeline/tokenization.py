@@ -167,6 +167,8 @@ def encode_shards(
             bar.update(len(batch["label"]))
         writer.write(shard.split, shard.number, *map(joined, columns))
     bar.close()
+    if interruption.signal_number:  # that came in the last shard
+        raise Interrupted(interruption.signal_number)
 
 
 @torch.no_grad()

@@ -35,10 +35,12 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(chain,
     straight = {"tokenizer": chain.tokenizer, "maskgit": chain.maskgit, "ar": chain.ar}[part]
     run = tmp_path / part
     command = (module, f"run={run}", *arguments)
-    killed = commands.stop_when(commands.start(*command), lambda: reported_since(run))
+    # a snapshot at 40, a report at 48
+    killed = commands.stop_when(commands.start(*command, environment=settings.hold(48)), lambda: reported_since(run))
     assert killed.code == -signal.SIGKILL
     at_kill = snapshots(run)
-    stopped = commands.stop_when(commands.start(*command), lambda: snapshots(run) >= at_kill + 80, signal.SIGTERM)
+    held = commands.start(*command, environment=settings.hold(at_kill + 80))
+    stopped = commands.stop_when(held, lambda: snapshots(run) >= at_kill + 80, signal.SIGTERM)
     assert stopped.code == 143
     assert stopped.error_lines == ["stopped by SIGTERM; run the same command again to go on"]
     assert at_kill + 80 <= snapshots(run) < 320, "the signal came too late to show anything"

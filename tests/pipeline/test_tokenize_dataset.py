@@ -50,8 +50,9 @@ def test_two_processes_make_the_same_store(chain, commands, command, tmp_path):
     assert read_json(tmp_path / "tokens/store.json") == read_json(chain.tokens / "store.json")
 
 
-def test_a_killed_and_resumed_command_makes_the_same_store(chain, commands, command, tmp_path):
-    killed = commands.stop_when(commands.start(*command), lambda: (tmp_path / "tokens/train/00002").exists())
+def test_a_killed_and_resumed_command_makes_the_same_store(chain, commands, command, settings, tmp_path):
+    held = commands.start(*command, environment=settings.hold("train/3"))
+    killed = commands.stop_when(held, lambda: (tmp_path / "tokens/train/00002").exists())
     assert killed.code == -signal.SIGKILL and not (tmp_path / "tokens/store.json").exists()
     written = (tmp_path / "tokens/train/00000/state.json").stat().st_mtime_ns
     commands.succeed(*command)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.core.command import Interrupted
 from pipeline.core.snapshot import load_snapshot, snapshots
 from pipeline.core.token_store import TokenStore
+from pipeline.steps import Step, run_steps
 
 STOPS = [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by SIGINT")]
 ENDLESS = ["images=4000000", "snapshot_every=4000000"]  # no snapshot but that of the signal
 
 
-def stop(commands, number: signal.Signals, condition: Callable[[], bool], *command: object):
-    return commands.stop_when(commands.start(*command), condition, number)
+def stop(
+    commands,
+    number: signal.Signals,
+    condition: Callable[[], bool],
+    *command: object,
+    environment: dict[str, str] | None = None,
+):
+    return commands.stop_when(commands.start(*command, environment=environment), condition, number)
 
 
 @pytest.mark.parametrize("number, code, words", STOPS)
@@ -40,11 +49,13 @@ def test_a_training_writes_a_snapshot_first(chain, commands, settings, tmp_path,
 
 
 @pytest.mark.parametrize("number, code, words", STOPS)
-def test_tokenization_keeps_its_whole_shards(chain, commands, tmp_path, number, code, words):
+@pytest.mark.parametrize("last, held", [("train/00001", "train/2"), ("validation/00006", "validation/7")])
+def test_tokenization_keeps_its_whole_shards(chain, commands, settings, tmp_path, number, code, words, last, held):
+    """The last one, validation/7, is one, too: the signal that comes in it is not lost."""
     out = tmp_path / "tokens"
     shards = ("--shard-images", 8, "--batch-size", 8)
     command = ("pipeline.tokenize_dataset", "--tokenizer", chain.tokenizer, "--out", out, *shards)
-    stopped = stop(commands, number, lambda: (out / "train/00001").exists(), *command)
+    stopped = stop(commands, number, lambda: (out / last).exists(), *command, environment=settings.hold(held))
     assert stopped.code == code and stopped.error_lines == [f"{words}; run the same command again to go on"]
     assert not (out / "store.json").exists() and not list(out.rglob(".*"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow")}
@@ -68,3 +79,30 @@ def test_an_evaluation_keeps_its_finished_parts(chain, commands, tmp_path, numbe
     again = commands.succeed(*command, environment=environment)
     assert f"{out}/validation: finished before" in again.out
     assert {path.parent.name for path in Path(out).rglob("result.json")} >= {"real", "validation", "blurred", "reconstruction"}
+
+
+SLOW_TO_STOP = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.3)
+    pathlib.Path(sys.argv[1], "snapshot").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_between_two_looks_at_a_child_waits_for_its_snapshot_too(monkeypatch, tmp_path):
+    look, told = subprocess.Popen.poll, []
+
+    def poll(child):
+        if (tmp_path / "ready").exists() and not told:
+            told.append(child.pid)
+            raise Interrupted(signal.SIGTERM)
+        return look(child)
+
+    monkeypatch.setattr(subprocess.Popen, "poll", poll)
+    with pytest.raises(Interrupted):
+        run_steps([Step("train", ["python", "-c", SLOW_TO_STOP, str(tmp_path)])])
+    assert told and (tmp_path / "snapshot").exists()
