@@ -31,6 +31,7 @@ from pipeline.sampling_command import save_grid
 STAGE1, STAGE2, TOKENIZE = "stage1_tokenizer.train", "stage2_prior.train", "pipeline.tokenize_dataset"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 STANDARD_ERROR = 8192  # bytes that a command may still write: its own messages
+HERE = Path(__file__).parent
 
 
 @contextmanager
@@ -133,9 +134,9 @@ def test_a_failed_write_leaves_the_older_one(chain, tmp_path):
     assert content(tmp_path) == before
 
 
-def fill(pid: int) -> None:
-    """From now on this process finds its disk full."""
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (STANDARD_ERROR, STANDARD_ERROR))
+def full(size: int = STANDARD_ERROR, **at: str) -> dict[str, str]:
+    """The environment of a command that finds its disk full, from the start or FULL_AT so many images."""
+    return {"RUN_BEFORE": str(HERE / "full_disk.py"), "LARGEST_FILE": f"{size}", **at}
 
 
 def require_one_line(result: Any, *says: str) -> None:
@@ -149,12 +150,10 @@ def test_a_training_whose_disk_fills_goes_on_when_there_is_space(kind, chain, co
     run = tmp_path / "run"
     stage2 = (STAGE2, f"run={run}", f"tokens={chain.tokens}", f"prior={kind}", *settings.stage2)
     command = (STAGE1, f"run={run}", *settings.stage1) if kind == "tokenizer" else stage2
-    pid = commands.start(*command)
-    commands.poll(lambda: bool(snapshots(run / "snapshots")))
-    fill(pid)
-    require_one_line(commands.wait(pid), str(run), "File too large; free some space")
+    failed = commands.run(*command, environment=full(FULL_AT="40"))  # after the first snapshot
+    require_one_line(failed, str(run), "File too large; free some space")
     state = load_newest_snapshot(run / "snapshots")
-    assert state is not None and state["images_seen"] < 320
+    assert state is not None and state["images_seen"] == 40
     assert [load_snapshot(path)["images_seen"] for path in snapshots(run / "snapshots")]  # whole, all of them
     commands.succeed(*command)
     part = "tokenizer" if kind == "tokenizer" else "prior"
@@ -166,7 +165,7 @@ def test_a_run_folder_that_vanishes_stops_the_training_with_one_line(commands, s
     run = tmp_path / "run"
     command = (STAGE1, f"run={run}", *settings.stage1, "images=800000", "report_every=8", "snapshot_every=400000")
     pid = commands.start(*command)
-    commands.poll(lambda: (run / "stats.jsonl").exists())
+    commands.poll(lambda: (run / "stats.jsonl").exists(), pid=pid)
     run.rename(tmp_path / "elsewhere")
     require_one_line(commands.wait(pid), "stats.jsonl", "No such file or directory; put it back")
 
@@ -184,10 +183,7 @@ def test_commands_whose_disk_is_full(chain, commands, tmp_path):
         "language_model": ["pipeline.export", chain.ar, "--transformers", "--out", out / "language_model"],
     }
     for name, line in lines.items():
-        pid = commands.start(*line)
-        fill(pid)
-        result = commands.wait(pid)
-        require_one_line(result, str(out / name))
+        require_one_line(commands.run(*line, environment=full()), str(out / name))
         assert not [path for path in out.rglob("*") if path.suffix in (".partial", ".png")]
         assert not (out / "exported").exists() and not (out / "tokens/store.json").exists()
     commands.succeed(*lines["tokens"])
@@ -208,9 +204,7 @@ def test_a_coded_file_is_whole_or_absent(chain, commands, tmp_path):
         "--out",
         tmp_path / "file.lgq",
     ]
-    pid = commands.start(*line)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (600, 600))
-    require_one_line(commands.wait(pid), "file.lgq: cannot be written (File too large)")
+    require_one_line(commands.run(*line, environment=full(600)), "file.lgq: cannot be written (File too large)")
     assert not list(tmp_path.glob("*.lgq*")) and not list(tmp_path.glob(".*"))
 
 
