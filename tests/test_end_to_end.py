@@ -18,6 +18,7 @@ TOKENIZER = [
     *("quantizer.codebook_size=16", "quantizer.dim=4", "loss.perceptual=efficientnet_lite0_native", "loss.gan_weight=0.1"),
     *("loss.discriminator_channels=8", "loss.discriminator_layers=2", "optim.warmup=16", "report_every=16"),
 ]
+pytestmark = pytest.mark.timeout(1800)  # the first test of the module waits for all commands
 PRIOR = ["images=96", "batch_size=16", "prior.depth=1", "prior.width=32", "prior.heads=2", "optim.warmup=32", "report_every=32"]
 
 

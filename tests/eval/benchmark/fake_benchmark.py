@@ -47,7 +47,10 @@ try:
     os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
 except FileExistsError:
     holder = [line.split() for line in open(os.path.join(root, "notes.txt")) if line.split()[1] == id][-1]
-    alive = os.path.exists(f"/proc/{holder[2]}") and open(f"/proc/{holder[2]}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    try:
+        alive = open(f"/proc/{holder[2]}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # which a read says of one that has just gone
+        alive = False
     note("TWICE" if alive else "again")
 else:
     note("start")

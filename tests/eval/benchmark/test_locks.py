@@ -15,20 +15,21 @@ from eval.benchmark import locks
 from eval.benchmark.locks import Lock, process_start
 
 PROJECT = Path(__file__).resolve().parents[3]
-# every process claims as often as it can, for a second; who holds the lock owns the file `inside` alone
+# every process claims as often as it can for some seconds, and goes on, if need be for a minute, until it has claimed often
+# enough: a disk may be slow; who holds the lock owns the file `inside` alone
 CONTENDER = """
 import os, sys, time
 from pathlib import Path
 from eval.benchmark.locks import Lock
-folder, ends = Path(sys.argv[1]), time.time() + float(sys.argv[2])
+folder, start, seconds, least = Path(sys.argv[1]), time.time(), float(sys.argv[2]), int(sys.argv[3])
 count = 0
-while time.time() < ends:
+while time.time() < start + (seconds if count >= least else max(seconds, 60)):
     lock = Lock(folder)
     if lock.claim():
         os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # raises where two are inside
         count += 1
         os.remove(folder / "inside")
-        if count % 5 == 0 and len(sys.argv) > 3:
+        if count % 5 == 0 and len(sys.argv) > 4:
             os._exit(9)  # dies with the lock
         lock.release()
 print(count)
@@ -49,14 +50,14 @@ def contenders(folder: Path, number: int, *options: str) -> list[subprocess.Pope
 
 
 def test_of_many_processes_one_at_a_time_is_inside(tmp_path):
-    results = [(*process.communicate(timeout=300), process.returncode) for process in contenders(tmp_path, 4, "1.5")]
+    results = [(*process.communicate(timeout=300), process.returncode) for process in contenders(tmp_path, 4, "1.5", "2")]
     assert [code for _, _, code in results] == [0] * 4, results
-    assert sum(int(out) for out, _, _ in results) >= 8
+    assert all(int(out) >= 2 for out, _, _ in results), results
 
 
 def test_the_locks_of_the_dead_are_taken_over_by_one_of_those_who_ask(tmp_path):
     for _ in range(3):
-        processes = contenders(tmp_path, 3, "1.0", "dies")
+        processes = contenders(tmp_path, 3, "1.0", "0", "dies")
         for process in processes:
             _, err = process.communicate(timeout=300)
             assert process.returncode in (0, 9), err
@@ -84,8 +85,10 @@ def test_a_lock_is_held_while_a_child_lives_though_its_holder_died(tmp_path):
     file.write_text(json.dumps(values))
     assert not Lock(tmp_path).claim()
     child.kill()
-    time.sleep(0.2)  # dead, though its parent has not asked after it
-    assert Lock(tmp_path).claim()
+    deadline = time.monotonic() + 30
+    while not Lock(tmp_path).claim():  # once it is dead, though its parent has not asked after it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     child.wait()
 
 
@@ -142,7 +145,7 @@ def test_nothing_is_left_aside(tmp_path):
 
 def test_one_of_many_takes_over_from_another_machine_that_fell_silent(tmp_path):
     foreign(tmp_path, silent=locks.STALE + 5)
-    for process in contenders(tmp_path, 3, "1.0"):
+    for process in contenders(tmp_path, 3, "1.0", "0"):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
 

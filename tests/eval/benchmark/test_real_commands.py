@@ -8,30 +8,37 @@ import os
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pipeline.api import weights_sha256
+from pipeline.core.config import CONFIGS
 
 SMOKE = ["configs/benchmark/smoke.yaml", "quantizers=[fsq]", "--jobs", "1", "--threads", "1"]
 RUNS = Path("runs/benchmark/smoke")
 
 
-def stop(commands, folder: Path, condition: Callable[[], bool], number: int):
-    """Start the benchmark, send it a signal once the condition holds, or after minutes, and wait for its end."""
-    launcher = commands.start("eval.benchmark.__main__", *SMOKE, folder=folder)
+def stop(commands, config: Path, condition: Callable[[], bool], number: int):
+    """Start a benchmark in its file's folder, send it a signal once the condition holds, or after minutes; wait for its end."""
+    launcher = commands.start("eval.benchmark.__main__", config, *SMOKE[1:], folder=config.parent)
     try:
-        commands.poll(condition, 300)
-    finally:
-        os.kill(launcher, number)
+        commands.poll(condition, 300, launcher)
+    except AssertionError:
+        with suppress(ProcessLookupError):
+            os.kill(launcher, number)
+        raise
+    os.kill(launcher, number)
     return commands.wait(launcher)
 
 
 def test_killed_in_a_training_and_started_again_it_makes_the_same_tokenizer(commands, tmp_path):
     run = tmp_path / RUNS / "tokenizer/fsq-5b-s0"
-    stop(commands, tmp_path, lambda: any((run / "snapshots").glob("[0-9]*")), signal.SIGKILL)
-    stopped = stop(commands, tmp_path, lambda: '"done"' in (run / "job/state.json").read_text(), signal.SIGTERM)
+    config = tmp_path / "long.yaml"  # seconds are left to kill it after its first snapshot
+    config.write_text((CONFIGS / "benchmark/smoke.yaml").read_text().replace("  - images=160", "  - images=640", 1))
+    stop(commands, config, lambda: any((run / "snapshots").glob("[0-9]*")), signal.SIGKILL)
+    stopped = stop(commands, config, lambda: '"done"' in (run / "job/state.json").read_text(), signal.SIGTERM)
     assert stopped.code == 143
     log = (run / "job/log.txt").read_text()
     assert "stopped by SIGTERM" in log and json.loads((run / "job/state.json").read_text())["attempts"] == 2
