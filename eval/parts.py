@@ -170,11 +170,9 @@ def usage_curve(usage: CodeUsage, most: int = SHOWN_CODES) -> dict[str, Any]:
 def sampling_options(model: ImageGenerator, config: EvalConfig, **changes: Any) -> Any:
     """How a prior samples: the configuration's options of its kind on top of those that it brings (brought=False: of the
     sampler's defaults, so that a benchmark alone says how all priors sample), with changes. UserError for one it has not, and
-    for one of the configuration's that does nothing beside the others."""
+    for one that does nothing beside the others."""
     asked = dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__]))
-    options = model.options(**asked | changes)
-    options.require_used(name for name, value in asked.items() if value is not None)
-    return options
+    return model.options(**asked | changes)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ def open_sampler(request: SampleRequest) -> Sampler:
     classes = model.classes(request.query)
     labels = [label for label, _ in zip(cycle(classes), request.seeds, strict=False)]
     names = ", ".join(described(model, label) for label in classes[:4]) + (", …" if len(classes) > 4 else "")
-    sampling = model.options(**request.options)
-    sampling.require_used(name for name, value in request.options.items() if name != "brought" and value is not None)
-    return Sampler(path, model, labels, names, sampling)
+    return Sampler(path, model, labels, names, model.options(**request.options))
 
 
 def sample_to_file(request: SampleRequest, dry_run: bool = False) -> None:

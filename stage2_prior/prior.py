@@ -142,6 +142,8 @@ class Prior(ModelMixin, ConfigMixin, ABC):
             return classes, torch.full(shape, UNKNOWN, device=self.device)
         if tuple(given.shape) != shape:
             raise UserError(f"sample: given tokens of shape {tuple(given.shape)}; this prior and request need {shape}")
+        if given.is_floating_point():
+            raise UserError(f"sample: given tokens of {given.dtype}; give whole numbers")
         given = given.to(self.device).long()
         sizes = torch.tensor(self.spec.sizes, device=self.device)
         unknown = given == UNKNOWN
@@ -153,6 +155,8 @@ class Prior(ModelMixin, ConfigMixin, ABC):
 
     def _class_vectors(self, labels: Sequence[int | Mixture]) -> Float[Tensor, "b f"]:
         """The vector of every class, or of what stands between two; a class itself is both ends of a mixture."""
+        if any(isinstance(label, float) and label != int(label) for label in labels):
+            raise UserError(f"sample: class labels {list(labels)[:4]}; give whole numbers, or a Mixture of two")
         mixtures = [label if isinstance(label, Mixture) else Mixture(int(label), int(label), 0.0) for label in labels]
         for mixture in mixtures:
             for label in map(int, mixture[:2]):

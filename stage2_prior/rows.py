@@ -8,20 +8,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 # On a CPU matrix libraries take other kernels, which differ in the last bit, for a ragged number of rows and, where the
-# inputs are many, for few rows. Found by trial with MKL on AVX-512, one and two threads; no library promises it.
-ROWS = 16
-INPUTS = 768
+# inputs are many, for few rows. Found by trial, one and two threads (MKL; oneDNN for bfloat16); no library promises it.
+ROWS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+INPUTS, HALF_INPUTS = 768, 256
+PACKED_FOR = 16  # rows, when oneDNN lays a weight out
 
 
 def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
-    """F.linear over rows filled up to a multiple of 16 and inputs in parts, so that a row's value is the same in any batch."""
+    """F.linear over rows filled up to a multiple of ROWS and inputs in parts, so that a row's value is the same in any batch."""
     flat = x.reshape(-1, x.shape[-1])
     rows = len(flat)
     if rows % ROWS:
         flat = F.pad(flat, (0, 0, 0, -rows % ROWS))
-    step = INPUTS if x.device.type == "cpu" else x.shape[-1]
+    step = x.shape[-1]
+    if x.device.type == "cpu":
+        half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
+        step = HALF_INPUTS if half else INPUTS
     out = F.linear(flat[:, :step], weight[:, :step], bias)
     for start in range(step, x.shape[-1], step):
         part = slice(start, start + step)
@@ -52,7 +56,7 @@ class RowMap:
         ready = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self.parts = []
         if packed and ready and not torch.is_autocast_enabled("cpu"):
-            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part, ROWS) for part in weight.detach().split(INPUTS, dim=1)]
+            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part, PACKED_FOR) for part in weight.detach().split(INPUTS, dim=1)]
 
     def __call__(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         if not self.parts:

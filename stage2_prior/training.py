@@ -204,18 +204,24 @@ def averaged(prior: Prior, ema: EMAModel) -> Prior:
     return copy.eval()
 
 
+def validation_rows(store: TokenStore, most: int) -> list[int]:
+    """The same for every prior; drawn from the whole split, which stores have in the order of their classes."""
+    order = torch.randperm(store.images("validation"), generator=generator("validation rows"))
+    return order[:most].sort().values.tolist()
+
+
 @torch.no_grad()
 def validate(prior: Prior, store: TokenStore, config: Stage2Config, accelerator: Accelerator) -> float:
-    """Bits per token on the first validation images, the same draws every time; every process has the whole prior."""
-    images = min(config.validation_images, store.images("validation"))
+    """Bits per token on some validation images, the same and with the same draws every time; each process has the whole prior."""
+    chosen = validation_rows(store, config.validation_images)
     rank, world = accelerator.process_index, accelerator.num_processes
     prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
     total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     step = min(256, config.batch_size)
-    for number, start in enumerate(range(0, images, step)):
+    for number, start in enumerate(range(0, len(chosen), step)):
         if number % world != rank:
             continue
-        rows = range(start, min(start + step, images))
+        rows = chosen[start : start + step]
         noise = prior.draw_noise(len(rows), generator(config.seed, "validation", start))
         inputs = _on(accelerator.device, *store.batch("validation", rows), noise)
         total += torch.stack([prior.validation_bits(*inputs).double().sum(), torch.tensor(len(rows)).double().to(total.device)])

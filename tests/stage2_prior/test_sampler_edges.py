@@ -72,3 +72,22 @@ def test_a_code_may_be_impossible_as_long_as_one_is_not():
 
     nothing = torch.full((2, 4, 1), UNKNOWN)
     assert sample_maskgit(logits, nothing, ((2, 2),), MaskGITSampling(), [0, 1]).tokens.eq(1).all()
+
+
+def test_what_is_no_whole_number_is_not_cut_off(prior_and_options):
+    prior, options = prior_and_options
+    with pytest.raises(UserError, match=r"class labels \[1.7\]; give whole numbers"):
+        prior.sample([1.7], options, [0])
+    with pytest.raises(UserError, match=r"given tokens of torch.float32; give whole numbers"):
+        prior.sample([1], options, [0], torch.zeros(1, 16, 2))
+
+
+@pytest.mark.parametrize("cast", ["weights", "autocast"])
+def test_in_bfloat16_too_an_image_is_the_same_alone_and_in_a_batch(make_prior, cast):
+    """At a width where matrix libraries take the number of rows into account."""
+    prior = make_prior("maskgit", sizes=[64], scales=[[8, 8]], width=512, heads=8)
+    prior = prior.to(torch.bfloat16) if cast == "weights" else prior
+    options = prior.options_type(steps=4, guidance_scale=2.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+        together = prior.sample([0, 1, 2, 3, 4], options, range(5)).tokens
+        assert prior.sample([3], options, [3]).tokens.equal(together[3:4])
