@@ -89,8 +89,8 @@ class ImageGenerator(DiffusionPipeline):
     def options(self, brought: bool = True, **changes: Any) -> Any:
         """The options of sampling that the prior brings, with changes; None leaves an option as it is.
 
-        brought: False starts from the sampler's defaults instead. Raises UserError for an option that there is not, or that does
-        nothing beside the others.
+        brought: False starts from the sampler's defaults instead. Raises UserError for an option that there is not, or that
+        does nothing beside the others.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         own = self.config["sampling"] if brought else None

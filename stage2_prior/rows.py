@@ -17,7 +17,7 @@ PACKED_FOR = 16  # rows, when oneDNN lays a weight out
 def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
-    """F.linear over rows filled up to a multiple of ROWS and inputs in parts, so that a row's value is the same in any batch."""
+    """F.linear over rows filled up to a multiple of ROWS and inputs in parts, so that a row is the same in any batch."""
     flat = x.reshape(-1, x.shape[-1])
     rows = len(flat)
     if rows % ROWS:
@@ -56,7 +56,8 @@ class RowMap:
         ready = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self.parts = []
         if packed and ready and not torch.is_autocast_enabled("cpu"):
-            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part, PACKED_FOR) for part in weight.detach().split(INPUTS, dim=1)]
+            parts = weight.detach().split(INPUTS, dim=1)
+            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part, PACKED_FOR) for part in parts]
 
     def __call__(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         if not self.parts:

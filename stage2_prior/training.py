@@ -212,7 +212,7 @@ def validation_rows(store: TokenStore, most: int) -> list[int]:
 
 @torch.no_grad()
 def validate(prior: Prior, store: TokenStore, config: Stage2Config, accelerator: Accelerator) -> float:
-    """Bits per token on some validation images, the same and with the same draws every time; each process has the whole prior."""
+    """Bits per token on some validation images, the same draws every time; every process has the whole prior."""
     chosen = validation_rows(store, config.validation_images)
     rank, world = accelerator.process_index, accelerator.num_processes
     prior.to(accelerator.device)  # pyright: ignore[reportArgumentType]
