@@ -1,4 +1,4 @@
-"""LGQ, ours: the published objective (`lgq_paper`) with each measured defect repaired by an option of its own."""
+"""LGQ, ours: the published objective (`lgq_paper`) with an option for each defect found; results/LOG.md has their worth."""
 
 import torch
 from jaxtyping import Float
