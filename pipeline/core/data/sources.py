@@ -1,10 +1,9 @@
 """All sources of images by name."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 
-from pipeline.core.config import require_kinds
+from pipeline.core.config import did_you_mean, require_kinds
 from pipeline.core.data.blue_marble import blue_marble
 from pipeline.core.data.folder import folder
 from pipeline.core.data.hub import hub
@@ -26,11 +25,11 @@ def load_data(name: str, **options) -> ImageData:
     Raises UserError for an unknown name or option ("did you mean"), a missing option, and whatever the source raises.
     """
     if name not in DATA:
-        raise UserError(f"data.name: no such source {name!r}; {_did_you_mean(name, list(DATA))}")
+        raise UserError(f"data.name: no such source {name!r}; {did_you_mean(name, DATA)}")
     parameters = inspect.signature(DATA[name]).parameters
     for option in options:
         if option not in parameters:
-            raise UserError(f"data.{option}: no such option of {name}; {_did_you_mean(option, list(parameters))}")
+            raise UserError(f"data.{option}: no such option of {name}; {did_you_mean(option, parameters)}")
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(option) in (None, ""):
             raise UserError(f"data.{option}: missing; {name} needs it, e.g. data.{option}=...")
@@ -39,8 +38,3 @@ def load_data(name: str, **options) -> ImageData:
     except ValueError as error:
         raise UserError(str(error)) from None
     return DATA[name](**options)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

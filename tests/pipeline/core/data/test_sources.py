@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[4] / "configs" / "data"
 
 @pytest.mark.parametrize("options, message", [
     ({"name": "blue_marbel"}, "did you mean blue_marble"),
-    ({"name": "xyz"}, "there are blue_marble, folder, hub, shapes"),
+    ({"name": "xyz"}, "choose one of blue_marble, folder, hub, shapes"),
     ({"name": "shapes", "image_sise": 32}, "data.image_sise: no such option of shapes; did you mean image_size"),
     ({"name": "folder"}, "data.path: missing"),
     ({"name": "folder", "path": None}, "data.path: missing"),
