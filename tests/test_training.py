@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.core.token_store import TokenStore
+from stage2_prior.training import validation_rows
+
 STAGE1, STAGE2 = "stage1_tokenizer.train", "stage2_prior.train"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -120,3 +123,15 @@ def test_two_processes_stop_together(chain, commands, settings, tmp_path):
 def test_validation_happens_at_its_own_interval(chain):
     # 160 is no multiple of 24, the interval of the reports
     assert [record["images"] for record in stats(chain.ar) if "validation_bits_per_token" in record] == [160, 320]
+
+
+def test_validation_is_of_images_of_all_classes(chain):
+    """A store has them in the order of their classes: the first of them are of few."""
+    store = TokenStore(chain.tokens)
+    _, labels = store.batch("validation", range(store.images("validation")))
+    assert labels.equal(labels.sort().values), "or there is nothing to show"
+    few = validation_rows(store, 40)
+    assert few == validation_rows(store, 40) and len(set(few)) == 40
+    first, chosen = (len(labels[list(rows)].unique()) for rows in (range(40), few))
+    assert first < chosen == len(labels.unique())
+    assert validation_rows(store, 10**9) == list(range(store.images("validation")))
