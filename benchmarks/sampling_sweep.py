@@ -41,13 +41,15 @@ from pipeline.core.files import read_json, write_json
 
 AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its values, or what changes together
     "maskgit": {
-        "order": ["confidence", "halton", "random", "entropy"],
+        "order": ["confidence", "halton", "random", "entropy", "maxprob"],
         "steps": [4, 8, 12, 16, 32],
         "schedule": ["arccos", "cosine", "linear"],
         "guidance_scale": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
         "guidance_schedule": ["constant", "linear", "power_cosine"],
         "temperature": [0.8, 0.9, 1.0, 1.1],
-        "final_temperature": [0.8],
+        "final_temperature": [0.8, 1.2],
+        "guidance_interval": [[0.0, 0.5], [0.5, 1.0], [0.1, 0.9]],
+        "corrector": [{"corrector_steps": steps, "corrector": kind} for kind in ("confidence", "random") for steps in (2, 4)],
         "confidence": [{"order": "confidence", "choice_temperature": value} for value in (1.0, 9.0)],
         "cosine": [{"schedule": "cosine"} | more for more in ({"guidance_scale": 4.0}, {"steps": 12}, {"temperature": 0.9})],
     },
@@ -55,7 +57,8 @@ AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its valu
         "guidance_scale": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
         "guidance_schedule": ["constant", "linear", "power_cosine"],
         "temperature": [0.9, 1.0, 1.1],
-        "final_temperature": [0.8],
+        "final_temperature": [0.8, 1.2],
+        "guidance_interval": [[0.0, 0.5], [0.5, 1.0], [0.1, 0.9]],
         "top_k": [None, 128, 512],
         "top_p": [None, 0.9, 0.97],
     },
@@ -72,13 +75,16 @@ def main() -> None:
     parser.add_argument("--priors", type=Path, nargs="+", default=PRIORS, help="runs (default: the demo's two)")
     parser.add_argument("--config", default=CONFIG, help=f"images and measures (default: {CONFIG})")
     parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
+    every = sorted({name for axes in AXES.values() for name in axes})
+    some = f"only these of {', '.join(every)} (default: all)"
+    parser.add_argument("--axes", nargs="+", default=every, choices=every, metavar="AXIS", help=some)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings on top, e.g. maskgit.order=halton")
     arguments = parser.parse_intermixed_args()
     torch.set_flush_denormal(True)
     judge = build_judge(arguments.tokenizer, load_config(EvalConfig, arguments.config, ["seed=1", *arguments.settings]))
     for path in arguments.priors:
         axes = AXES[SAMPLING[type(load_prior(path)).__name__]]
-        values = [(name, value) for name, values in axes.items() for value in values]
+        values = [(name, value) for name, values in axes.items() if name in arguments.axes for value in values]
         plans = [{}, *(value if isinstance(value, dict) else {name: value} for name, value in values)]
         measure_all(judge, arguments.tokenizer, path, plans, arguments.out)
 
