@@ -34,6 +34,7 @@ from pipeline.core.config import load_config
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from stage2_prior.autoregressive import AutoregressivePrior
+from stage2_prior.sampling import make_options
 
 AT_ONCE = (1, 2, 4, 8, 16)  # tokens a step
 ORDERS = ("halton", "random")
@@ -132,7 +133,8 @@ def timed(run: Path, at_once: tuple[int, ...], config: EvalConfig) -> list[Timed
         ways = [{"tokens_per_step": n} | plan(ORDERS[0], model.prior.spec.t, n) for n in at_once]
         ways = ways or [{"lookahead": places} for places in dict.fromkeys((1, advised(batch)))]
         for changes in ways:
-            options = model.options(brought=False, **base | {k: v for k, v in changes.items() if k != "tokens_per_step"})
+            options = {k: v for k, v in changes.items() if k != "tokens_per_step"}
+            options = make_options(model.prior.options_type, base | options)
             said = {"batch": batch, **changes, "options": base, "sha256": sha256, "device": device_name("cpu")}
             cases.append(Timed(model, options, batch, json.loads(json.dumps(said))))
     return cases

@@ -38,6 +38,7 @@ from pipeline.api import (
 from pipeline.core.command import run_command
 from pipeline.core.config import load_config
 from pipeline.core.files import read_json, write_json
+from stage2_prior.sampling import make_options
 
 AXES: dict[str, dict[str, list[Any]]] = {  # kind of prior -> option -> its values, or what changes together
     "maskgit": {
@@ -107,9 +108,10 @@ def measure_all(judge: Judge, tokenizer: Path, run: Path, plans: Sequence[dict[s
         inputs = json.loads(json.dumps(inputs))  # as they will be read: lists for tuples
         row = next((row for row in result["rows"] if row["inputs"] == inputs), None)
         if row is None:
-            row = {"changes": changes, **measure(judge, model, base | changes), "inputs": inputs, **about}
-            result["rows"].append(row)
             result["versions"] = measured_by()
+            row = {"changes": changes, **measure(judge, model, base | changes), "inputs": inputs, **about}
+            row["code"] = result["versions"]["code"]
+            result["rows"].append(row)
             write_json(out, result)
             shown = "  ".join(f"{name} {row[name][0]:.3g} ± {row[name][1] or 0:.2g}" for name in SHOWN)
             print(f"{kind:8s} {changes or 'base'!s:32s} {shown}  {row['images_per_second']} img/s", flush=True)
@@ -135,7 +137,7 @@ def measure(judge: Judge, model: ImageGenerator, options: dict[str, Any]) -> dic
     labels = judge.sample_labels()
     first = 1_000_000 * (judge.config.seed + 1)  # the seeds of an evaluation
     clock = time.monotonic()
-    seeds, sampling = range(first, first + len(labels)), model.options(brought=False, **options)
+    seeds, sampling = range(first, first + len(labels)), make_options(model.prior.options_type, options)
     batches = list(model.batches(labels.tolist(), seeds, sampling, judge.config.batch_size))
     seconds = time.monotonic() - clock
     found = extract(batches, judge.extractor, len(labels), "features of samples")

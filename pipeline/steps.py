@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def _run(step: Step) -> None:
             if stop is None:  # a launcher ends at once, and its processes are told by the system
                 child.terminate()
             else:
-                os.killpg(child.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGTERM)
             stop = asked if isinstance(asked, Interrupted) else Interrupted(signal.SIGINT)
     code = child.returncode
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -31,6 +31,7 @@ from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.guidance import VisionGuide
 from stage1_tokenizer.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 from stage1_tokenizer.objective import TokenizerObjective
+from stage1_tokenizer.quantizers.soft_assignment import require_chosen
 from stage1_tokenizer.tokenizer import Tokenizer
 from stage1_tokenizer.vision import load_vision
 
@@ -46,6 +47,10 @@ def train(config: Stage1Config) -> Path:
     if accelerator.is_main_process:
         run.open(config)
     accelerator.wait_for_everyone()
+    try:
+        require_chosen(accelerator.device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     require_agreement(accelerator, settings=to_yaml(config), progress=[finished.exists(), *snapshots(run.snapshots)])
     if finished.exists():
         accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # On a CPU matrix libraries take other kernels, which differ in the last bit, for a ragged number of rows and, where the
 # inputs are many, for few rows. Found by trial, one and two threads (MKL; oneDNN for bfloat16); no library promises it.
-ROWS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+ROWS, CPU_ROWS = 16, 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
 INPUTS, HALF_INPUTS = 768, 256
 PACKED_FOR = 16  # rows, when oneDNN lays a weight out
 
@@ -17,15 +17,15 @@ PACKED_FOR = 16  # rows, when oneDNN lays a weight out
 def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
-    """F.linear over rows filled up to a multiple of ROWS and inputs in parts, so that a row is the same in any batch."""
+    """F.linear over rows filled up to a multiple of so many and inputs in parts, so that a row is the same in any batch."""
     flat = x.reshape(-1, x.shape[-1])
-    rows = len(flat)
-    if rows % ROWS:
-        flat = F.pad(flat, (0, 0, 0, -rows % ROWS))
-    step = x.shape[-1]
+    rows, multiple, step = len(flat), ROWS, x.shape[-1]
     if x.device.type == "cpu":
+        multiple = CPU_ROWS
         half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
         step = HALF_INPUTS if half else INPUTS
+    if rows % multiple:
+        flat = F.pad(flat, (0, 0, 0, -rows % multiple))
     out = F.linear(flat[:, :step], weight[:, :step], bias)
     for start in range(step, x.shape[-1], step):
         part = slice(start, start + step)

@@ -46,8 +46,8 @@ class Interrupted(BaseException):
 class Interruption:
     """Remembers SIGTERM and SIGINT so that a loop can finish its step, save and stop; a second, equal one stops at once.
 
-    Within ECHO seconds an equal one is no second one: where a whole group is told to stop, its launcher dies of it, and the
-    system tells each process again (`stop_with_launcher`).
+    A SIGTERM within ECHO seconds of another is no second one: where a whole group is told to stop, its launcher dies of it, and
+    the system tells each process again (`stop_with_launcher`).
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Interruption:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number != number:
             self.signal_number, self._since = number, monotonic()
-        elif monotonic() - self._since > ECHO:
+        elif number == signal.SIGINT or monotonic() - self._since > ECHO:
             raise Interrupted(number)
 
 

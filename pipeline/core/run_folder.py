@@ -91,6 +91,9 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
     return records
 
 
+CHANGING = ("LGQ_ASSIGNMENT",)  # variables of the environment that results depend on, by rounding
+
+
 def versions() -> dict[str, Any]:
     """What ran: packages, Python, platform, device, threads, processes, and the commit of the code (marked if changed)."""
     packages = {}
@@ -108,6 +111,7 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "code": code_version(),
+        **{name: os.environ[name] for name in CHANGING if os.environ.get(name)},
     }
 
 

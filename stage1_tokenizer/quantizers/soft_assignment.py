@@ -23,7 +23,7 @@ if find_spec("triton"):  # it comes with PyTorch, but not for every platform
     BACKENDS["triton"] = fused.assign
 SMALL = 1 << 18  # entries of p: a dense one of so many stays in the cache, and tiles would cost more than they save
 MOST_CHANNELS = 256  # of the kernels, which hold all channels of a block
-CHOSEN = os.environ.get("LGQ_ASSIGNMENT", "auto")  # what "auto" is: one backend, whatever the sizes and the device
+CHOSEN = os.environ.get("LGQ_ASSIGNMENT") or "auto"  # what "auto" is: one backend, whatever the sizes and the device
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,16 @@ def soft_assign(
         if similarity == "cosine":
             z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=1)
         if backend == "auto":
-            backend = _fastest(z, codebook, values) if CHOSEN == "auto" else one_of("LGQ_ASSIGNMENT", CHOSEN, BACKENDS)
+            backend = _fastest(z, codebook, values) if CHOSEN == "auto" else CHOSEN
         distance = similarity == "squared_distance"
         return SoftAssignment(*BACKENDS[backend](z, codebook, weights, prior, values, collected, distance))
+
+
+def require_chosen(device: torch.device) -> None:
+    """ValueError for an LGQ_ASSIGNMENT that is no backend, or none of this device."""
+    one_of("LGQ_ASSIGNMENT", CHOSEN, ("auto", *BACKENDS))
+    if CHOSEN == "triton" and device.type == "cpu":
+        raise ValueError("LGQ_ASSIGNMENT: 'triton' is for GPUs, and this is a CPU; give 'streaming' or 'dense'")
 
 
 @torch.no_grad()

@@ -104,6 +104,9 @@ def test_a_signal_is_remembered_and_an_equal_second_one_stops_at_once(handlers, 
     now += 0.2
     with pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted):  # nobody repeats a Ctrl-C but who means it
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_options_and_settings_come_in_any_order():

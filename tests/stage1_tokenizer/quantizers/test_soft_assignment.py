@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stage1_tokenizer.quantizers import soft_assignment
 from stage1_tokenizer.quantizers.assignment import search, tiles
 from stage1_tokenizer.quantizers.assignment.scores import Scores
 from stage1_tokenizer.quantizers.nearest import nearest_codes
@@ -378,3 +379,17 @@ def test_the_log_partition_alone_where_whole_tiles_of_codes_cannot_be():
     prior[:1500] = -math.inf
     expected = soft_assign(z, codebook, 0.5, prior=prior, backend="dense").log_partition
     torch.testing.assert_close(log_partition(z, codebook, 0.5, prior), expected)
+
+
+@pytest.mark.parametrize(("chosen", "said"), [("streamin", "did you mean streaming"), ("triton", "this is a CPU")])
+def test_an_environment_that_chooses_what_cannot_be_is_refused(chosen, said, monkeypatch):
+    monkeypatch.setattr(soft_assignment, "CHOSEN", chosen)
+    with pytest.raises(ValueError, match=f"LGQ_ASSIGNMENT: .*{said}"):
+        soft_assignment.require_chosen(torch.device("cpu"))
+
+
+def test_the_environment_chooses_the_backend(z, codebook, monkeypatch):
+    assert soft_assign(z, codebook, 1e-3).skipped == 0, "dense: so few"
+    monkeypatch.setattr(soft_assignment, "CHOSEN", "streaming")
+    soft_assignment.require_chosen(torch.device("cpu"))
+    assert soft_assign(z, codebook, 1e-3).skipped > 0.5
