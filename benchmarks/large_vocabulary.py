@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import Memory, command_line, in_a_process, measured_by, opened, result_file
+from benchmarks.measuring import Memory, command_line, grouped, in_a_process, measured_by, opened, result_file
 from pipeline.core.command import run_command
 from pipeline.core.files import write_json
 from stage2_prior import cross_entropy, heads
@@ -115,11 +115,8 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Medians over the rounds of each case; a number that a case has not stays away."""
-    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault(key(row | {"round": 0}), []).append(row)
     entries = []
-    for (codes, head, writing, _), found in cases.items():
+    for (codes, head, writing, _), found in grouped(rows, lambda row: key(row | {"round": 0})).items():
         names = [name for name in found[0] if name not in ("codes", "head", "writing", "round")]
         medians = {name: round(statistics.median(row[name] for row in found), 4) for name in names}
         entries.append({"codes": codes, "head": head, "writing": writing, "rounds": len(found), **medians})

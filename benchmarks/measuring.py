@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def measured_by() -> dict[str, Any]:
         changed = subprocess.run(command, cwd=ROOT, capture_output=True).returncode
         found["code"] = found["code"].removesuffix(CHANGES) + (CHANGES if changed else "")
     return found
+
+
+def grouped(rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable]) -> dict[Any, list[dict[str, Any]]]:
+    """The rows of each key, in the order in which the keys come first."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:

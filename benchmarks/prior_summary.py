@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks.measuring import grouped
+
 PEERS = {
     "training": ["lgq_repository", "repository_way", "all_logits"],
     "maskgit": ["amused"],
@@ -22,9 +24,7 @@ def advised(batch: int) -> int:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Medians over the rounds, and how many times as fast as its peers each writing is."""
-    same: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        same.setdefault((row["part"], row["writing"], row["batch"]), []).append(row)
+    same = grouped(rows, lambda row: (row["part"], row["writing"], row["batch"]))
     medians = {name: statistics.median(row["seconds_per_image"] for row in found) for name, found in same.items()}
     tokens = {name: statistics.median(row.get("tokens_per_pass", 1.0) for row in found) for name, found in same.items()}
     entries = []

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measuring import Memory, command_line, in_a_process, measured_by, opened, result_file
+from benchmarks.measuring import Memory, command_line, grouped, in_a_process, measured_by, opened, result_file
 from benchmarks.soft_assignment_plot import VECTORS, draw
 from pipeline.core.command import run_command
 from pipeline.core.files import write_json
@@ -252,11 +252,8 @@ def finish(
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Medians over the repeats, and ratios to the published writing, to nearest neighbours and to the product of that case."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(key({**row, "repeat": 0}), []).append(row)
     medians = {}
-    for name, group in groups.items():
+    for name, group in grouped(rows, lambda row: key({**row, "repeat": 0})).items():
         fields = [field for field, value in group[0].items() if is_number(value) and field not in NAMES]
         numbers = {field: statistics.median(row[field] for row in group) for field in fields}
         medians[name] = {"vectors": VECTORS, **group[0], **numbers, "repeats": len(group)}
