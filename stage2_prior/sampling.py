@@ -13,9 +13,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from pipeline.core.config import did_you_mean, require_kinds
+from pipeline.core.config import did_you_mean, kinds_of, require_kinds
 from pipeline.core.errors import UserError
-from pipeline.core.sampler_options import AROptions, MaskGITOptions, NextScaleOptions, SharedOptions, kinds_of
+from pipeline.core.sampler_options import AROptions, MaskGITOptions, NextScaleOptions, SharedOptions
 from stage2_prior.drawing import Cut
 from stage2_prior.orders import ADAPTIVE_ORDERS, PLANNED_ORDERS, REMASKING
 from stage2_prior.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES

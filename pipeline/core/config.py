@@ -98,8 +98,7 @@ def require_kinds(place: str, function: Callable[..., Any], options: Mapping[str
     hints = typing.get_type_hints(function)
     for option, value in options.items():
         hint = hints.get(option, Any)
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-        kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+        kinds = tuple(typing.get_origin(kind) or kind for kind in kinds_of(hint))
         if not all(kind in (int, float, str, bool, list, tuple, Sequence, types.NoneType) for kind in kinds):
             continue
         allowed = {*kinds, *((int,) if float in kinds else ()), *((list, tuple) if Sequence in kinds else ())}
@@ -108,6 +107,11 @@ def require_kinds(place: str, function: Callable[..., Any], options: Mapping[str
             raise ValueError(f"{place}.{option}: {_short(value)} is no {wanted}; give one")
         if type(value) is int and abs(value) >= 2**31:
             raise ValueError(f"{place}.{option}: {_short(value)} is too large for anything; give a smaller number")
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a value of this annotation may have: those of a union, or the one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,10 +6,11 @@ What they do and which values they may have stands with the samplers (stage2_pri
 
 from __future__ import annotations
 
-import types
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from pipeline.core.config import kinds_of
 
 
 def option(default: Any, metavar: str | tuple[str, ...], text: str) -> Any:
@@ -89,8 +90,3 @@ def every_option() -> dict[str, Option]:
                 text = f"{found[each.name].help}; {text}"
             found[each.name] = Option(kinds_of(hints[each.name])[0], each.metadata["metavar"], text)
     return found
-
-
-def kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The types that an option's values may have: its own, then None's where it may be left out."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
