@@ -44,13 +44,13 @@ def train(config: Stage1Config) -> Path:
     finished = run.path / "tokenizer"
     # an encoder takes no part while it is frozen, and of a published one parts never do
     accelerator = start_accelerator(config.precision, config.tracker, run.path, idle_parameters=config.backbone.pretrained)
-    if accelerator.is_main_process:
-        run.open(config)
-    accelerator.wait_for_everyone()
     try:
         require_chosen(accelerator.device)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if accelerator.is_main_process:
+        run.open(config)
+    accelerator.wait_for_everyone()
     require_agreement(accelerator, settings=to_yaml(config), progress=[finished.exists(), *snapshots(run.snapshots)])
     if finished.exists():
         accelerator.print(f"{finished}: finished before; delete {run.path} to train anew")

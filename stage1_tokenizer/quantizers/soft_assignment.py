@@ -16,11 +16,11 @@ from stage1_tokenizer.quantizers.options import one_of
 from stage1_tokenizer.quantizers.precision import full_precision
 
 SIMILARITIES = ("squared_distance", "cosine", "dot")
-BACKENDS = {"dense": dense.assign, "streaming": streaming.assign}
+BACKENDS, INTERPRETED = {"dense": dense.assign, "streaming": streaming.assign}, False
 if find_spec("triton"):  # it comes with PyTorch, but not for every platform
     from stage1_tokenizer.quantizers.assignment import fused
 
-    BACKENDS["triton"] = fused.assign
+    BACKENDS["triton"], INTERPRETED = fused.assign, fused.kernels.INTERPRETED
 SMALL = 1 << 18  # entries of p: a dense one of so many stays in the cache, and tiles would cost more than they save
 MOST_CHANNELS = 256  # of the kernels, which hold all channels of a block
 CHOSEN = os.environ.get("LGQ_ASSIGNMENT") or "auto"  # what "auto" is: one backend, whatever the sizes and the device
@@ -64,7 +64,8 @@ def soft_assign(
     for an unknown similarity or backend, a temperature that is not above 0, or other numbers than float32 and float64.
     """
     one_of("soft_assign.similarity", similarity, SIMILARITIES)
-    one_of("soft_assign.backend", backend, ("auto", *BACKENDS))
+    backend = CHOSEN if backend == "auto" else backend
+    require_backend("soft_assign.backend", backend, z.device)
     if z.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"soft_assign.z: {z.dtype}; logits cancel, so give float32 or float64")
     if codebook.dtype != z.dtype:
@@ -77,17 +78,21 @@ def soft_assign(
         weights = torch.as_tensor(1 / (temperature if widths is None else temperature * widths), dtype=z.dtype, device=z.device)
         if similarity == "cosine":
             z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=1)
-        if backend == "auto":
-            backend = _fastest(z, codebook, values) if CHOSEN == "auto" else CHOSEN
+        backend = _fastest(z, codebook, values) if backend == "auto" else backend
         distance = similarity == "squared_distance"
         return SoftAssignment(*BACKENDS[backend](z, codebook, weights, prior, values, collected, distance))
 
 
 def require_chosen(device: torch.device) -> None:
     """ValueError for an LGQ_ASSIGNMENT that is no backend, or none of this device."""
-    one_of("LGQ_ASSIGNMENT", CHOSEN, ("auto", *BACKENDS))
-    if CHOSEN == "triton" and device.type == "cpu":
-        raise ValueError("LGQ_ASSIGNMENT: 'triton' is for GPUs, and this is a CPU; give 'streaming' or 'dense'")
+    require_backend("LGQ_ASSIGNMENT", CHOSEN, device)
+
+
+def require_backend(place: str, backend: str, device: torch.device) -> None:
+    """ValueError with the place for an unknown backend, or one that this device has not, but in Triton's interpreter."""
+    one_of(place, backend, ("auto", *BACKENDS))
+    if backend == "triton" and device.type == "cpu" and not INTERPRETED:
+        raise ValueError(f"{place}: 'triton' is for GPUs, and this is a CPU; give 'streaming' or 'dense'")
 
 
 @torch.no_grad()

@@ -23,12 +23,7 @@ def assign(
     collected: Tensor,
     distance: bool,
 ) -> tuple[Tensor, ...]:
-    """What `soft_assign` gives. The right sides and their gradient are of the codebook's size: a GPU has the room.
-
-    ValueError for tensors that no GPU has, but in Triton's interpreter.
-    """
-    if z.device.type == "cpu" and not kernels.INTERPRETED:
-        raise ValueError("soft_assign.backend: 'triton' is for GPUs, and these vectors are on the CPU; give 'streaming'")
+    """What `soft_assign` gives. The right sides and their gradient are of the codebook's size: a GPU has the room."""
     scores = Scores.of(z, codebook, weights, prior, distance)
     right = scores.right(slice(0, len(codebook)))
     averaged = codebook if values is None else values
