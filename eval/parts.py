@@ -171,8 +171,7 @@ def sampling_options(model: ImageGenerator, config: EvalConfig, **changes: Any) 
     """How a prior samples: the configuration's options of its kind on top of those that it brings (brought=False: of the
     sampler's defaults, so that a benchmark alone says how all priors sample), with changes. UserError for one it has not, and
     for one that does nothing beside the others."""
-    asked = dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__]))
-    return model.options(**asked | changes)
+    return model.options(**dataclasses.asdict(getattr(config, SAMPLING[type(model.prior).__name__])) | changes)
 
 
 @dataclass(frozen=True)
